@@ -1,0 +1,1 @@
+"""fpstate: the floating-point and vector state of a context as an object."""

@@ -1,0 +1,146 @@
+"""Every error that fpstate raises: what, where, why, and what to try.
+
+Each class carries its data as attributes, a ``help`` text with what to try, and the exit code that
+the command line answers with. Exit codes: 1 findings, 2 usage or I/O, 3 unsupported here, 4 cannot decide.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FpStateError(Exception):
+    """Base of all errors of fpstate; ``str()`` is the message, ``help`` what to try."""
+
+    exit_code: ClassVar[int] = 2
+    help: str = ""
+
+    def __init__(self, message: str, *, help: str | None = None) -> None:
+        super().__init__(message)
+        if help is not None:
+            self.help = help
+
+
+class UnsupportedHere(FpStateError):
+    """This processor, kernel or build lacks something; ``missing`` names it."""
+
+    exit_code = 3
+
+    def __init__(self, missing: str, *, help: str | None = None) -> None:
+        super().__init__(f"not supported here: {missing}", help=help)
+        self.missing = missing
+
+
+class UnknownCpu(FpStateError):
+    """No processor of that name in the catalog."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"unknown processor {name!r}", help="known: " + ", ".join(known))
+        self.name = name
+        self.known = known
+
+
+class CpuidError(FpStateError):
+    """CPUID leaves contradict themselves or lack what a layout needs."""
+
+
+class LayoutError(FpStateError):
+    """A layout cannot be made, or does not hold what was asked of it."""
+
+
+class ImageError(FpStateError):
+    """Bytes that are no legal image; ``offset`` is where, ``found`` and ``expected`` what."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        offset: int | None = None,
+        found: int | None = None,
+        expected: int | None = None,
+        help: str | None = None,
+    ) -> None:
+        super().__init__(message, help=help)
+        self.offset = offset
+        self.found = found
+        self.expected = expected
+
+
+class RegisterError(FpStateError):
+    """A register that does not exist here, or a value that does not fit it."""
+
+    def __init__(self, register: str, message: str, *, help: str | None = None) -> None:
+        super().__init__(f"{register}: {message}", help=help)
+        self.register = register
+
+
+class RestoreFault(FpStateError):
+    """XRSTOR raised #GP: the processor refused the image; the register file was reset to initial state."""
+
+
+class PermissionRequestError(FpStateError):
+    """A request for a component failed as ``arch_prctl`` would fail; ``errno_name`` is the kernel's answer."""
+
+    errno_name: ClassVar[str] = ""
+
+    def __init__(self, component: int, message: str, *, help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.component = component
+
+
+class UnknownComponent(PermissionRequestError):
+    """No component has this number (EINVAL)."""
+
+    errno_name = "EINVAL"
+
+
+class UnsupportedComponent(PermissionRequestError):
+    """The component exists but cannot be asked for here (EOPNOTSUPP)."""
+
+    errno_name = "EOPNOTSUPP"
+
+
+class PermissionDenied(PermissionRequestError):
+    """A context used, or asked for, a component that it is not permitted (EPERM)."""
+
+    errno_name = "EPERM"
+    exit_code = 1
+
+
+class PermissionFrozen(PermissionRequestError):
+    """Guest permission froze when the first guest VSO was made (EBUSY)."""
+
+    errno_name = "EBUSY"
+
+
+class StackTooSmall(PermissionRequestError):
+    """An alternate signal stack could not hold the frame that the component needs (ENOSPC)."""
+
+    errno_name = "ENOSPC"
+
+
+class GuestOnlyComponent(PermissionRequestError):
+    """A guest-only supervisor component was found in, or asked for, a host VSO."""
+
+    errno_name = "EINVAL"
+    exit_code = 1
+
+
+class GuestOnlyComponentWarning(RuntimeWarning):
+    """Guest-only supervisor state turned up outside a guest."""
+
+
+class VsoError(FpStateError):
+    """A VSO was used against its contract: freed twice, used after it was freed, foreign to its manager."""
+
+
+class PoolExhausted(FpStateError):
+    """No memory for another buffer; nothing was lost, the VSO keeps what it had."""
+
+
+class ProgramError(FpStateError):
+    """A file that is no guest program that can be run; ``path`` and the reason."""
+
+    def __init__(self, path: str, message: str, *, help: str | None = None) -> None:
+        super().__init__(f"{path}: {message}", help=help)
+        self.path = path
