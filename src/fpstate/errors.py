@@ -74,6 +74,10 @@ class RegisterError(FpStateError):
         self.register = register
 
 
+class NumberError(FpStateError, ValueError):
+    """A number that its format or its bit field does not hold, or bits that stand for no number."""
+
+
 class RestoreFault(FpStateError):
     """XRSTOR raised #GP: the processor refused the image; the register file was reset to initial state."""
 
@@ -114,9 +118,16 @@ class PermissionFrozen(PermissionRequestError):
 
 
 class StackTooSmall(PermissionRequestError):
-    """An alternate signal stack could not hold the frame that the component needs (ENOSPC)."""
+    """An alternate signal stack of ``size`` bytes cannot hold the frame, which needs ``needed`` (ENOSPC)."""
 
     errno_name = "ENOSPC"
+
+    def __init__(
+        self, component: int, message: str, *, size: int, needed: int, help: str | None = None
+    ) -> None:
+        super().__init__(component, message, help=help)
+        self.size = size
+        self.needed = needed
 
 
 class GuestOnlyComponent(PermissionRequestError):
