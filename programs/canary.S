@@ -1,0 +1,327 @@
+/* A canary in every register the processor offers, compared `argument` times.
+ *
+ * Nothing that is compared is disturbed: registers are stored (FXSAVE for x87, SSE and the
+ * control words) and the copies compared in rax and rdx, so the canaries stay live throughout.
+ * The pattern is a splitmix64 stream of the seed: 10 general registers, one word for the control
+ * registers, 8 x 2 words for st(i), 8 for k0 to k7, 32 x 8 for the vector registers.
+ *
+ * An input of 8 bytes or more asks for a yield every N iterations, by turns through the port and
+ * through gs.
+ *
+ * Result: iterations, mismatches, slot of the first mismatch or -1, its iteration or -1, and at 64
+ * the 64 bytes found there. Slots: 0-9 rbx rbp r8-r15, 10 fcw, 11 fsw, 12 ftw, 13 mxcsr,
+ * 14-21 st0-st7, 22-29 k0-k7, 30-61 vector 0-31. */
+#include "fpstate_guest.h"
+#include "splitmix.h"
+
+.intel_syntax noprefix
+
+#define ITERATIONS (FPSTATE_RESULT + 0)
+#define MISMATCHES (FPSTATE_RESULT + 8)
+#define FIRST_SLOT (FPSTATE_RESULT + 16)
+#define FIRST_ITERATION (FPSTATE_RESULT + 24)
+#define FOUND (FPSTATE_RESULT + 64)
+
+#define WORDS 291
+#define GENERAL (pattern + 0)
+#define CONTROL (pattern + 80)
+#define STACK (pattern + 88)
+#define OPMASK (pattern + 216)
+#define VECTOR (pattern + 280)
+
+/* fields of an FXSAVE image */
+#define FCW 0
+#define FSW 2
+#define FTW 4
+#define MXCSR 24
+#define ST0 32
+#define XMM0 160
+
+.macro REPORT slot /* rdx is 0 when the slot held its canary; the copy lies at `scratch` */
+    test rdx, rdx
+    jz .Lsame\@
+    mov eax, \slot
+    call mismatch
+.Lsame\@:
+.endm
+
+.macro LOAD_GENERAL register, index
+    mov \register, [rip + GENERAL + 8 * \index]
+.endm
+
+.macro COMPARE_GENERAL register, index
+    mov [rip + scratch], \register
+    mov rdx, \register
+    xor rdx, [rip + GENERAL + 8 * \index]
+    REPORT \index
+.endm
+
+.macro EACH_GENERAL operation
+    \operation rbx, 0
+    \operation rbp, 1
+    \operation r8, 2
+    \operation r9, 3
+    \operation r10, 4
+    \operation r11, 5
+    \operation r12, 6
+    \operation r13, 7
+    \operation r14, 8
+    \operation r15, 9
+.endm
+
+.macro COMPARE_CONTROL slot, field, mask
+    mov eax, [rip + saved + \field]
+    and eax, \mask
+    mov [rip + scratch], rax
+    mov edx, [rip + start + \field]
+    and edx, \mask
+    xor edx, eax
+    REPORT \slot
+.endm
+
+.macro COMPARE_ST index
+    mov rdx, [rip + saved + ST0 + 16 * \index]
+    mov [rip + scratch], rdx
+    xor rdx, [rip + start + ST0 + 16 * \index]
+    movzx eax, word ptr [rip + saved + ST0 + 16 * \index + 8]
+    mov [rip + scratch + 8], rax
+    xor ax, [rip + start + ST0 + 16 * \index + 8]
+    or rdx, rax
+    REPORT (14 + \index)
+.endm
+
+.macro COMPARE_K index
+    kmovq rdx, k\index
+    mov [rip + scratch], rdx
+    xor rdx, [rip + OPMASK + 8 * \index]
+    REPORT (22 + \index)
+.endm
+
+.macro COMPARE_SCRATCH index, size
+    xor edx, edx
+    .irp position, 0, 8, 16, 24, 32, 40, 48, 56
+        .if \position < \size
+            mov rax, [rip + scratch + \position]
+            xor rax, [rip + VECTOR + 64 * \index + \position]
+            or rdx, rax
+        .endif
+    .endr
+    REPORT (30 + \index)
+.endm
+
+.macro COMPARE_XMM index
+    movups [rip + scratch], xmm\index
+    COMPARE_SCRATCH \index, 16
+.endm
+
+.macro COMPARE_YMM index
+    vmovups [rip + scratch], ymm\index
+    COMPARE_SCRATCH \index, 32
+.endm
+
+.macro COMPARE_ZMM index
+    vmovups [rip + scratch], zmm\index
+    COMPARE_SCRATCH \index, 64
+.endm
+
+FPSTATE_ENTRY
+    mov r8, [rdi + FPSTATE_SEED]
+    lea rsi, [rip + pattern]
+    xor ecx, ecx
+1:
+    SPLITMIX r8, rax, rdx
+    mov [rsi + 8 * rcx], rax
+    inc ecx
+    cmp ecx, WORDS
+    jne 1b
+
+    /* an FXRSTOR image for x87, SSE and the control words */
+    mov rax, [rip + CONTROL]
+    mov edx, eax
+    and edx, 0x0D00             /* RC, and PC of 53 or 64 bits */
+    or edx, 0x027F
+    mov [rip + start + FCW], dx
+    mov rdx, rax
+    shr rdx, 16
+    and edx, 0x7F3F             /* C3, TOP, C2-C0 and the exception flags, all masked */
+    mov [rip + start + FSW], dx
+    mov byte ptr [rip + start + FTW], 0xFF
+    shr rax, 32
+    and eax, 0xE07F             /* FTZ, RC, DAZ and the exception flags */
+    or eax, 0x1F80
+    mov [rip + start + MXCSR], eax
+    lea r9, [rip + start]
+    xor ecx, ecx
+2:
+    mov eax, ecx
+    shl eax, 4
+    mov rdx, [rsi + rax + STACK - pattern]
+    bts rdx, 63
+    mov [r9 + rax + ST0], rdx
+    mov rdx, [rsi + rax + STACK - pattern + 8]
+    and edx, 0xBFFF             /* neither zero nor special */
+    or edx, 1
+    mov [r9 + rax + ST0 + 8], dx
+    inc ecx
+    cmp ecx, 8
+    jne 2b
+    xor ecx, ecx
+3:
+    mov eax, ecx
+    shl eax, 6
+    mov rdx, [rsi + rax + VECTOR - pattern]
+    mov r10, [rsi + rax + VECTOR - pattern + 8]
+    shr eax, 2
+    mov [r9 + rax + XMM0], rdx
+    mov [r9 + rax + XMM0 + 8], r10
+    inc ecx
+    cmp ecx, 16
+    jne 3b
+    fxrstor64 [r9]
+
+    mov rax, [rdi + FPSTATE_FEATURES]
+    test eax, FPSTATE_OPMASK
+    jz 4f
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7
+        kmovq k\index, [rip + OPMASK + 8 * \index]
+    .endr
+4:
+    test eax, FPSTATE_ZMM_HI256
+    jnz .Lload_zmm
+    test eax, FPSTATE_AVX
+    jz .Lloaded
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+        vmovups ymm\index, [rip + VECTOR + 64 * \index]
+    .endr
+    jmp .Lloaded
+.Lload_zmm:
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+        vmovups zmm\index, [rip + VECTOR + 64 * \index]
+    .endr
+    .irp index, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+        vmovups zmm\index, [rip + VECTOR + 64 * \index]
+    .endr
+.Lloaded:
+    xor eax, eax
+    mov [rdi + ITERATIONS], rax
+    mov [rdi + MISMATCHES], rax
+    lea rsi, [rdi + FOUND]
+    mov ecx, 8
+5:
+    mov [rsi], rax
+    add rsi, 8
+    dec ecx
+    jnz 5b
+    .irp offset, 32, 40, 48, 56
+        mov [rdi + FPSTATE_RESULT + \offset], rax
+    .endr
+    dec rax
+    mov [rdi + FIRST_SLOT], rax
+    mov [rdi + FIRST_ITERATION], rax
+
+    xor esi, esi                /* yield period, 0 for never */
+    cmp qword ptr [rdi + FPSTATE_INPUT_SIZE], 8
+    jb 6f
+    mov rsi, [rdi + FPSTATE_INPUT]
+6:
+    mov [rip + until_yield], rsi
+    EACH_GENERAL LOAD_GENERAL
+    mov rcx, [rdi + FPSTATE_ARGUMENT]
+
+.Lloop:
+    cmp [rdi + ITERATIONS], rcx
+    je .Ldone
+    EACH_GENERAL COMPARE_GENERAL
+    call clear_scratch
+    fxsave64 [rip + saved]
+    COMPARE_CONTROL 10, FCW, 0xFFFF
+    COMPARE_CONTROL 11, FSW, 0xFFFF
+    COMPARE_CONTROL 12, FTW, 0xFF
+    COMPARE_CONTROL 13, MXCSR, 0xFFFFFFFF
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7
+        COMPARE_ST \index
+    .endr
+    call clear_scratch
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_OPMASK
+    jz 7f
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7
+        COMPARE_K \index
+    .endr
+7:
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_ZMM_HI256
+    jnz .Lcompare_zmm
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_AVX
+    jnz .Lcompare_ymm
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+        COMPARE_XMM \index
+    .endr
+    jmp .Lcompared
+.Lcompare_ymm:
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+        COMPARE_YMM \index
+    .endr
+    jmp .Lcompared
+.Lcompare_zmm:
+    .irp index, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+        COMPARE_ZMM \index
+    .endr
+    .irp index, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+        COMPARE_ZMM \index
+    .endr
+.Lcompared:
+    inc qword ptr [rdi + ITERATIONS]
+    test rsi, rsi
+    jz .Lloop
+    dec qword ptr [rip + until_yield]
+    jnz .Lloop
+    mov [rip + until_yield], rsi
+    xor dword ptr [rip + by_port], 1
+    jz 8f
+    FPSTATE_LEAVE_BY_PORT FPSTATE_YIELD
+    jmp .Lloop
+8:
+    FPSTATE_LEAVE FPSTATE_YIELD
+    jmp .Lloop
+.Ldone:
+    mov qword ptr [rdi + FPSTATE_RESULT_SIZE], 128
+    FPSTATE_LEAVE FPSTATE_FINISHED
+    ud2
+
+mismatch: /* eax is the slot; rax and rdx are free */
+    inc qword ptr [rdi + MISMATCHES]
+    cmp qword ptr [rdi + FIRST_SLOT], -1
+    jne 9f
+    mov [rdi + FIRST_SLOT], rax
+    mov rax, [rdi + ITERATIONS]
+    mov [rdi + FIRST_ITERATION], rax
+    .irp position, 0, 8, 16, 24, 32, 40, 48, 56
+        mov rax, [rip + scratch + \position]
+        mov [rdi + FOUND + \position], rax
+    .endr
+9:
+    ret
+
+clear_scratch: /* so that what a narrow register leaves is not taken for part of it */
+    xor eax, eax
+    .irp position, 0, 8, 16, 24, 32, 40, 48, 56
+        mov [rip + scratch + \position], rax
+    .endr
+    ret
+
+.bss
+.balign 64
+pattern:
+    .zero 8 * WORDS
+.balign 64
+start: /* the FXRSTOR image that the run began with */
+    .zero 512
+saved:
+    .zero 512
+scratch:
+    .zero 64
+until_yield:
+    .quad 0
+by_port:
+    .long 0
+
+.section .note.GNU-stack, "", @progbits

@@ -1,0 +1,199 @@
+/* A host for one guest program, as small as the contract allows: no preemption, no switching.
+ *
+ *   guest_host PROGRAM SEED ARGUMENT FEATURES [-i HEX] [-c WHEN OFFSET MASK]...
+ *
+ * -i puts bytes into the input area; -c flips the bits of MASK (64 bits) at OFFSET of the saved
+ * XSAVE frame, or with OFFSET "rbx" of that register, at the WHENth yield through the port or gs.
+ * Prints "operation N", "signal N", "yields N", "nanoseconds N", "block ADDRESS", "rsp ADDRESS"
+ * and "result HEX". */
+#define _GNU_SOURCE
+#include <asm/prctl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "fpstate_guest.h"
+
+enum { MEMORY = 1 << 20, PAGE = 4096, CHANGES = 8, WATCHDOG_SECONDS = 20 };
+
+struct change {
+    long when;
+    long offset; /* in the XSAVE frame, or -1 for rbx */
+    uint64_t mask;
+};
+
+static struct change changes[CHANGES];
+static int change_count;
+static sigjmp_buf left;
+static volatile long yields;
+static volatile int left_operation = -1, left_signal;
+static uint64_t exit_slot[1];
+
+__asm__(".globl exit_routine\n"
+        "exit_routine: out %eax, $0xF5\n"
+        "  ret\n"
+        ".globl enter\n" /* enter(entry, block, rsp, has_avx): never returns */
+        "enter: mov %rdx, %rsp\n"
+        "  push $0\n"
+        "  fninit\n"
+        "  test %ecx, %ecx\n"
+        "  jz 1f\n"
+        "  vzeroall\n"
+        "1: pushq $0x1f80\n"
+        "  ldmxcsr (%rsp)\n"
+        "  add $8, %rsp\n"
+        "  mov %rdi, %rax\n"
+        "  mov %rsi, %rdi\n"
+        "  pushq %rax\n"
+        "  pushq $0x202\n"
+        "  mov $0, %eax\n  mov $0, %ebx\n  mov $0, %ecx\n  mov $0, %edx\n"
+        "  mov $0, %esi\n  mov $0, %ebp\n"
+        "  mov $0, %r8d\n  mov $0, %r9d\n  mov $0, %r10d\n  mov $0, %r11d\n"
+        "  mov $0, %r12d\n  mov $0, %r13d\n  mov $0, %r14d\n  mov $0, %r15d\n"
+        "  popfq\n"
+        "  ret\n");
+extern char exit_routine[];
+__attribute__((noreturn)) void enter(void *entry, void *block, void *rsp, int has_avx);
+
+static void change_state(ucontext_t *context)
+{
+    for (int i = 0; i < change_count; i++) {
+        if (changes[i].when != yields)
+            continue;
+        if (changes[i].offset < 0) {
+            context->uc_mcontext.gregs[REG_RBX] ^= (long long)changes[i].mask;
+            continue;
+        }
+        unsigned char *frame = (unsigned char *)context->uc_mcontext.fpregs;
+        uint64_t word;
+        memcpy(&word, frame + changes[i].offset, 8);
+        word ^= changes[i].mask;
+        memcpy(frame + changes[i].offset, &word, 8);
+    }
+}
+
+static void on_signal(int signal, siginfo_t *information, void *argument)
+{
+    ucontext_t *context = argument;
+    greg_t *registers = context->uc_mcontext.gregs;
+    const unsigned char *code = (const unsigned char *)registers[REG_RIP];
+
+    (void)information;
+    if (signal == SIGSEGV && registers[REG_TRAPNO] == 13 && code && code[0] == 0xE7 && code[1] == FPSTATE_PORT) {
+        uint32_t operation = (uint32_t)registers[REG_RAX];
+        if (operation == FPSTATE_YIELD) {
+            yields++;
+            change_state(context);
+            registers[REG_RIP] += 2;
+            return;
+        }
+        left_operation = (int)operation;
+    } else {
+        left_signal = signal;
+    }
+    siglongjmp(left, 1);
+}
+
+static void *check(void *pointer, const char *what)
+{
+    if (pointer == MAP_FAILED || pointer == NULL) {
+        perror(what);
+        exit(2);
+    }
+    return pointer;
+}
+
+static void load(const char *path, unsigned char *memory)
+{
+    int file = open(path, O_RDONLY);
+    struct stat status;
+    if (file < 0 || fstat(file, &status) != 0 || status.st_size > MEMORY / 2 ||
+        read(file, memory, (size_t)status.st_size) != status.st_size) {
+        perror(path);
+        exit(2);
+    }
+    close(file);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 5)
+        return 2;
+    unsigned char *memory = check(mmap(NULL, MEMORY, PROT_READ | PROT_WRITE | PROT_EXEC,
+                                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), "mmap");
+    load(argv[1], memory);
+    struct fpstate_block *block = (struct fpstate_block *)(memory + MEMORY - PAGE);
+    block->magic = FPSTATE_MAGIC_VALUE;
+    block->seed = strtoull(argv[2], NULL, 0);
+    block->argument = strtoull(argv[3], NULL, 0);
+    block->features = strtoull(argv[4], NULL, 0);
+    for (int i = 5; i < argc;) {
+        if (strcmp(argv[i], "-i") == 0 && i + 1 < argc) {
+            const char *hex = argv[i + 1];
+            for (unsigned byte; sscanf(hex, "%2x", &byte) == 1; hex += 2)
+                block->input[block->input_size++] = (unsigned char)byte;
+            i += 2;
+        } else if (strcmp(argv[i], "-c") == 0 && i + 3 < argc && change_count < CHANGES) {
+            changes[change_count].when = strtol(argv[i + 1], NULL, 0);
+            changes[change_count].offset = strcmp(argv[i + 2], "rbx") ? strtol(argv[i + 2], NULL, 0) : -1;
+            changes[change_count++].mask = strtoull(argv[i + 3], NULL, 0);
+            i += 4;
+        } else {
+            return 2;
+        }
+    }
+
+    enum { SIGNAL_STACK = 1 << 16 };
+    stack_t stack = {.ss_sp = check(malloc(SIGNAL_STACK), "malloc"), .ss_size = SIGNAL_STACK};
+    struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    if (sigaltstack(&stack, NULL) != 0)
+        return 2;
+    static const int signals[] = {SIGSEGV, SIGILL, SIGFPE, SIGBUS, SIGTRAP, SIGALRM};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        if (sigaction(signals[i], &action, NULL) != 0)
+            return 2;
+    exit_slot[0] = (uint64_t)exit_routine;
+    if (syscall(SYS_arch_prctl, ARCH_SET_GS, exit_slot) != 0)
+        return 2;
+
+    unsigned char *top = memory + MEMORY - 2 * PAGE;
+    struct timespec before, after;
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    if (sigsetjmp(left, 1) == 0) {
+        const char *limit = getenv("GUEST_HOST_MILLISECONDS");
+        long milliseconds = limit ? strtol(limit, NULL, 0) : WATCHDOG_SECONDS * 1000L;
+        timer_t timer;
+        struct itimerspec when = {.it_value = {milliseconds / 1000, milliseconds % 1000 * 1000000}};
+        struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
+        if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 || timer_settime(timer, 0, &when, NULL) != 0)
+            return 2;
+        enter(memory, block, top, __builtin_cpu_supports("avx"));
+    }
+    /* the guest's flags, control words and registers came along */
+    __asm__ volatile("pushq $0x202\n popfq\n fninit\n cld" ::: "cc", "memory");
+    uint32_t mxcsr = 0x1f80;
+    __asm__ volatile("ldmxcsr %0" ::"m"(mxcsr));
+    clock_gettime(CLOCK_MONOTONIC, &after);
+
+    printf("operation %d\nsignal %d\nyields %ld\n", left_operation, left_signal, yields);
+    printf("nanoseconds %lld\n", (after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec);
+    printf("block %#lx\nrsp %#lx\nstatus %lu\nresult ", (unsigned long)block, (unsigned long)top - 8,
+           (unsigned long)block->status);
+    if (block->result_size > FPSTATE_RESULT_MAXIMUM)
+        return 2;
+    for (uint64_t i = 0; i < block->result_size; i++)
+        printf("%02x", block->result[i]);
+    printf("\n");
+    return 0;
+}
