@@ -63,6 +63,8 @@ def _masks(cpu: Cpu) -> Iterator[Contradiction]:
 def _features(cpu: Cpu) -> Iterator[Contradiction]:
     enumerated = cpu.xcr0 | cpu.xss
     for info in COMPONENTS.values():
+        if LEGACY >> info.component & 1:
+            continue
         present, flagged = bool(enumerated >> info.component & 1), cpu.has(info.feature)
         if present and not flagged:
             yield Contradiction("component_without_feature", info.component, 0, 1)
@@ -99,7 +101,9 @@ def _overlaps(cpu: Cpu) -> Iterator[Contradiction]:
 
 
 def _standard_size(cpu: Cpu) -> Iterator[Contradiction]:
+    if not cpu.has("XSAVE") or cpu.xcr0 & ~LEGACY & ~mask_of(*cpu.geometry):
+        return
     ends = [g.offset + g.size for n, g in cpu.geometry.items() if cpu.xcr0 >> n & 1 and not g.supervisor]
     computed = max((MIN_SIZE, *ends))
-    if cpu.has("XSAVE") and cpu.standard_size != computed:
+    if cpu.standard_size != computed:
         yield Contradiction("standard_size", None, cpu.standard_size, computed)
