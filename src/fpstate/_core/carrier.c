@@ -1,0 +1,187 @@
+/* This thread as one that runs guests: its alternate stack, its timer, its spill area. */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef SS_AUTODISARM
+#define SS_AUTODISARM (1u << 31)
+#endif
+#ifndef AT_MINSIGSTKSZ
+#define AT_MINSIGSTKSZ 51
+#endif
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+enum { CARRIERS = 256, PAGE = 4096, HANDLER_ROOM = 64 * 1024 };
+
+/* The signal handler finds its carrier here by the stack it runs on: it cannot trust fs or gs. */
+static _Atomic(struct carrier *) carriers[CARRIERS];
+static _Thread_local struct carrier *mine;
+static pthread_key_t at_thread_exit;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+struct carrier *carrier_owning(const void *stack_address)
+{
+    const char *address = stack_address;
+    for (int i = 0; i < CARRIERS; i++) {
+        struct carrier *carrier = atomic_load_explicit(&carriers[i], memory_order_acquire);
+        if (carrier && address >= carrier->stack && address < carrier->stack + carrier->stack_size)
+            return carrier;
+    }
+    return NULL;
+}
+
+static void forget(struct carrier *carrier)
+{
+    for (int i = 0; i < CARRIERS; i++)
+        if (atomic_load(&carriers[i]) == carrier)
+            atomic_store(&carriers[i], NULL);
+    if (carrier->stack)
+        munmap(carrier->stack - PAGE, carrier->stack_size + PAGE);
+    if (carrier->spill)
+        munmap(carrier->spill, carrier->spill_size);
+    free(carrier);
+}
+
+static void end_of_thread(void *raw)
+{
+    struct carrier *carrier = raw;
+    timer_delete(carrier->timer);
+    forget(carrier);
+}
+
+/* Timers do not survive fork: the child makes itself a carrier of its own when it first runs a guest. */
+static void in_child(void)
+{
+    mine = NULL;
+    for (int i = 0; i < CARRIERS; i++)
+        atomic_store(&carriers[i], NULL);
+}
+
+static void prepare(void)
+{
+    pthread_key_create(&at_thread_exit, end_of_thread);
+    pthread_atfork(NULL, NULL, in_child);
+}
+
+static int enlist(struct carrier *carrier)
+{
+    for (int i = 0; i < CARRIERS; i++) {
+        struct carrier *none = NULL;
+        if (atomic_compare_exchange_strong(&carriers[i], &none, carrier))
+            return 0;
+    }
+    errno = EAGAIN;
+    return -1;
+}
+
+static int map_areas(struct carrier *carrier)
+{
+    size_t frame = getauxval(AT_MINSIGSTKSZ);
+    carrier->stack_size = (frame + HANDLER_ROOM + PAGE - 1) & ~(size_t)(PAGE - 1);
+    char *stack = mmap(NULL, carrier->stack_size + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stack == MAP_FAILED)
+        return -1;
+    carrier->stack = stack + PAGE;
+    if (mprotect(stack, PAGE, PROT_NONE))
+        return -1;
+    carrier->spill_size = (processor()->area_size + PAGE - 1) & ~(size_t)(PAGE - 1);
+    carrier->spill = mmap(NULL, carrier->spill_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (carrier->spill == MAP_FAILED) {
+        carrier->spill = NULL;
+        return -1;
+    }
+    return 0;
+}
+
+static int make_timer(struct carrier *carrier)
+{
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = tick_signal()};
+    event.sigev_value.sival_ptr = carrier;
+    event.sigev_notify_thread_id = (pid_t)syscall(SYS_gettid);
+    return timer_create(CLOCK_MONOTONIC, &event, &carrier->timer);
+}
+
+struct carrier *carrier_of_thread(void)
+{
+    pthread_once(&once, prepare);
+    if (mine)
+        return mine;
+    struct carrier *carrier = calloc(1, sizeof *carrier);
+    if (!carrier)
+        return NULL;
+    if (map_areas(carrier) || make_timer(carrier)) {
+        int error = errno;
+        forget(carrier);
+        errno = error;
+        return NULL;
+    }
+    if (enlist(carrier) || pthread_setspecific(at_thread_exit, carrier)) {
+        int error = errno;
+        end_of_thread(carrier);
+        errno = error;
+        return NULL;
+    }
+    return mine = carrier;
+}
+
+static struct itimerspec every(uint64_t nanoseconds)
+{
+    struct timespec time = {(time_t)(nanoseconds / 1000000000), (long)(nanoseconds % 1000000000)};
+    return (struct itimerspec){.it_interval = time, .it_value = time};
+}
+
+/* While guests run, no signal but ours is let in: a foreign handler must not run over a guest's state. */
+int carrier_start(struct carrier *carrier, uint64_t quantum_ns, stack_t *old_stack, sigset_t *old_mask)
+{
+    stack_t stack = {.ss_sp = carrier->stack, .ss_size = carrier->stack_size, .ss_flags = (int)SS_AUTODISARM};
+    struct itimerspec interval = every(quantum_ns);
+    sigset_t mask;
+    sigfillset(&mask);
+    sigdelset(&mask, tick_signal());
+    sigdelset(&mask, SIGSEGV);
+    sigdelset(&mask, SIGILL);
+    sigdelset(&mask, SIGFPE);
+    sigdelset(&mask, SIGTRAP);
+    sigdelset(&mask, SIGBUS);
+    carrier->host_fs = fsbase_read();
+    carrier->host_gs = gsbase_read();
+    carrier->host_mxcsr = mxcsr_read();
+    carrier->host_fcw = fcw_read();
+    carrier->full_mask = processor()->managed_mask;
+    if (processor()->pkru)
+        carrier->host_pkru = pkru_read();
+    if (sigaltstack(&stack, old_stack))
+        return -1;
+    if (pthread_sigmask(SIG_SETMASK, &mask, old_mask)) {
+        sigaltstack(old_stack, NULL);
+        return -1;
+    }
+    if (quantum_ns && timer_settime(carrier->timer, 0, &interval, NULL)) {
+        carrier_stop(carrier, old_stack, old_mask);
+        return -1;
+    }
+    return 0;
+}
+
+/* Leaves nothing of a guest behind in this thread: registers initial, control words and bases the host's. */
+void carrier_stop(struct carrier *carrier, const stack_t *old_stack, const sigset_t *old_mask)
+{
+    struct itimerspec never = every(0);
+    timer_settime(carrier->timer, 0, &never, NULL);
+    xstate_restore(initial_image(), carrier->full_mask);
+    control_words_write(carrier->host_mxcsr, carrier->host_fcw);
+    gsbase_write(carrier->host_gs);
+    sigaltstack(old_stack, NULL);
+    pthread_sigmask(SIG_SETMASK, old_mask, NULL);
+}

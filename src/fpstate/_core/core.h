@@ -1,0 +1,179 @@
+/* The native core's own words: a vCPU, the host thread that carries it, and who may call what.
+ *
+ * The core moves bits and knows no policy: masks, sizes and permission come from Python. */
+#ifndef FPSTATE_CORE_H
+#define FPSTATE_CORE_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "offsets.h"
+
+enum { FPSTATE_PORT = 0xF5, OPERATION_FINISHED = 0, OPERATION_YIELD = 1 };
+enum { LEGACY_AND_HEADER = 576, LEGACY_MASK = 3, HEADER_AT = 512, MXCSR_AT = 24, PKRU_BIT = 9 };
+enum { MXCSR_INITIAL = 0x1F80, FCW_INITIAL = 0x37F };
+
+struct fault {
+    int32_t signal;
+    int32_t code;     /* si_code */
+    uint64_t trap;    /* the exception vector */
+    uint64_t error;   /* its error code */
+    uint64_t address; /* the memory address of a page fault (CR2), else the instruction's */
+};
+
+struct carrier;
+struct queue;
+
+struct vcpu {
+    void *exit_routine;
+    uint64_t gpr[16];
+    uint64_t rip;
+    uint64_t rflags;
+    uint64_t host_rsp;
+    struct carrier *carrier;
+    void *fpstate;         /* where the state lies: a buffer of the pool, or the shared initial image */
+    uint64_t save_mask;    /* components that the buffer has room for; 0: there is no buffer */
+    uint64_t restore_mask; /* RFBM of the restore: every enabled component, so that absent ones are initialised */
+    uint64_t in_use;       /* XINUSE at the last save */
+    uint32_t spilled;      /* the state lies in the carrier's spill area and waits for a larger buffer */
+    uint32_t exit_kind;
+    uint64_t tsc_enter;
+    uint64_t tsc_leave;
+
+    struct fault fault;
+    uint32_t port;
+    uint32_t pkru;
+    uint64_t code_start; /* guest memory: port writes are recognised here only */
+    uint64_t code_end;
+    uint64_t slices;
+    uint64_t preemptions;
+    uint64_t cycles;       /* guest time in TSC cycles */
+    uint64_t cycle_limit;  /* 0: none */
+    uint32_t slack_saves;  /* saves in a row that used less than the buffer has room for */
+    uint32_t shrink_after; /* come back to the host after so many; 0: never */
+    struct queue *queue;
+    struct vcpu *next, *previous;
+    void *object; /* the Python object that owns this struct */
+};
+
+/* A host thread that runs guests. */
+struct carrier {
+    struct vcpu *vcpu; /* whose guest is on; NULL while host code runs */
+    void *spill;
+    uint64_t full_mask;
+    uint64_t host_fs;
+    uint32_t flags;
+
+    uint32_t host_mxcsr;
+    uint32_t host_pkru;
+    uint16_t host_fcw;
+    uint64_t host_gs;
+    char *stack; /* the alternate signal stack */
+    size_t stack_size;
+    size_t spill_size;
+    timer_t timer;
+    uint64_t ticks_in_host; /* ticks that met host code, and were let pass */
+};
+
+#define ASSERT_AT(type, field, offset) \
+    _Static_assert(offsetof(struct type, field) == (offset), #type "." #field " moved: change offsets.h")
+ASSERT_AT(vcpu, exit_routine, VCPU_EXIT_ROUTINE);
+ASSERT_AT(vcpu, gpr, VCPU_GPR);
+ASSERT_AT(vcpu, rip, VCPU_RIP);
+ASSERT_AT(vcpu, rflags, VCPU_RFLAGS);
+ASSERT_AT(vcpu, host_rsp, VCPU_HOST_RSP);
+ASSERT_AT(vcpu, carrier, VCPU_CARRIER);
+ASSERT_AT(vcpu, fpstate, VCPU_FPSTATE);
+ASSERT_AT(vcpu, save_mask, VCPU_SAVE_MASK);
+ASSERT_AT(vcpu, restore_mask, VCPU_RESTORE_MASK);
+ASSERT_AT(vcpu, in_use, VCPU_IN_USE);
+ASSERT_AT(vcpu, spilled, VCPU_SPILLED);
+ASSERT_AT(vcpu, exit_kind, VCPU_EXIT_KIND);
+ASSERT_AT(vcpu, tsc_enter, VCPU_TSC_ENTER);
+ASSERT_AT(vcpu, tsc_leave, VCPU_TSC_LEAVE);
+ASSERT_AT(carrier, vcpu, CARRIER_VCPU);
+ASSERT_AT(carrier, spill, CARRIER_SPILL);
+ASSERT_AT(carrier, full_mask, CARRIER_FULL_MASK);
+ASSERT_AT(carrier, host_fs, CARRIER_HOST_FS);
+ASSERT_AT(carrier, flags, CARRIER_FLAGS);
+
+/* trampoline.S: into a guest and out of it. Every label below lies in one stretch of text. */
+uint32_t vcpu_enter(struct vcpu *vcpu, struct carrier *carrier);
+extern const char trampoline_start[], trampoline_end[];
+extern const char enter_xrstor[], enter_end[], vcpu_exit[], vcpu_save[], vcpu_refused[];
+
+/* xstate.S: save and restore as functions */
+void xstate_save(void *area, uint64_t mask);         /* XSAVE64 */
+void xstate_save_compact(void *area, uint64_t mask); /* XSAVEC64 */
+int xstate_restore(const void *area, uint64_t mask); /* XRSTOR64; -1 where it raised #GP */
+int xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact);
+extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[];
+void bench_pairs(void *a, void *b, uint64_t mask, uint64_t rounds);
+uint64_t fsbase_read(void);
+uint64_t gsbase_read(void);
+void fsbase_write(uint64_t base);
+void gsbase_write(uint64_t base);
+uint32_t pkru_read(void);
+void pkru_write(uint32_t pkru);
+uint32_t mxcsr_read(void);
+uint16_t fcw_read(void);
+void control_words_write(uint32_t mxcsr, uint16_t fcw);
+
+/* processor.c: what this processor and kernel have */
+struct processor {
+    uint64_t xcr0;         /* enabled; 0 where there is no OSXSAVE */
+    uint64_t managed_mask; /* what the trampolines save and restore: XCR0 without PKRU */
+    uint32_t area_size;    /* bytes of the largest image in either format */
+    uint32_t mxcsr_mask;
+    struct {
+        uint32_t size, offset, compact_offset; /* the latter in the compacted image of everything managed */
+    } component[63];
+    bool xsavec, xgetbv1, pkru, fsgsbase;
+};
+const struct processor *processor(void);
+void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
+uint64_t xgetbv(uint32_t index);
+uint64_t tsc_hz(void); /* measured once, over some milliseconds */
+void *initial_image(void); /* one read-only image for all that have nothing in use */
+
+/* spill.c: what to do with a state that did not fit its buffer */
+void spill_settle(struct vcpu *vcpu, struct carrier *carrier);
+
+/* signals.c: ticks and faults */
+int signals_acquire(void); /* our handlers are in place until the matching release */
+void signals_release(void);
+int tick_signal(void);
+
+/* carrier.c: this thread as one that runs guests */
+struct carrier *carrier_of_thread(void); /* NULL with errno where there is no memory or timer */
+struct carrier *carrier_owning(const void *stack_address);
+int carrier_start(struct carrier *carrier, uint64_t quantum_ns, stack_t *old_stack, sigset_t *old_mask);
+void carrier_stop(struct carrier *carrier, const stack_t *old_stack, const sigset_t *old_mask);
+
+/* queue.c: round robin over vCPUs until one of them needs a decision */
+struct run_limits {
+    uint64_t quantum_ns;
+    uint64_t budget_ns;  /* come back after so long */
+    uint64_t max_slices; /* or after so many slices; 0: no such limit */
+};
+struct queue {
+    struct vcpu *head; /* the next to run */
+    size_t length;
+    bool busy;
+    uint64_t switches, preemptions, yields, saves;
+    uint64_t ticks_in_host;
+    uint32_t *samples; /* TSC cycles from the end of one guest's slice to the start of the next one's */
+    size_t sample_capacity, sample_count;
+    bool compact; /* false: act as on a processor without XSAVEC */
+    bool timing;
+};
+void queue_add(struct queue *queue, struct vcpu *vcpu);
+void queue_remove(struct queue *queue, struct vcpu *vcpu);
+/* returns 0, or -1 with errno; *decision is the vCPU that left the queue for a decision, or NULL */
+int queue_run(struct queue *queue, const struct run_limits *limits, struct vcpu **decision);
+
+#endif

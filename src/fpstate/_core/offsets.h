@@ -1,0 +1,52 @@
+/* Offsets that C and assembly share. core.h asserts each of them against the structs. */
+#ifndef FPSTATE_OFFSETS_H
+#define FPSTATE_OFFSETS_H
+
+/* struct vcpu; the gs base points at it while its guest runs */
+#define VCPU_EXIT_ROUTINE 0
+#define VCPU_GPR          8 /* rax rcx rdx rbx rsp rbp rsi rdi r8..r15: the order of the ModRM encoding */
+#define VCPU_RIP          136
+#define VCPU_RFLAGS       144
+#define VCPU_HOST_RSP     152
+#define VCPU_CARRIER      160
+#define VCPU_FPSTATE      168
+#define VCPU_SAVE_MASK    176
+#define VCPU_RESTORE_MASK 184
+#define VCPU_IN_USE       192
+#define VCPU_SPILLED      200
+#define VCPU_EXIT_KIND    204
+#define VCPU_TSC_ENTER    208
+#define VCPU_TSC_LEAVE    216
+
+#define VCPU_REG(n) (VCPU_GPR + 8 * (n))
+#define REG_N_RAX 0
+#define REG_N_RCX 1
+#define REG_N_RDX 2
+#define REG_N_RBX 3
+#define REG_N_RSP 4
+#define REG_N_RBP 5
+#define REG_N_RSI 6
+#define REG_N_RDI 7
+
+/* struct carrier */
+#define CARRIER_VCPU       0
+#define CARRIER_SPILL      8
+#define CARRIER_FULL_MASK  16
+#define CARRIER_HOST_FS    24
+#define CARRIER_FLAGS      32
+
+/* carrier flags */
+#define CARRIER_COMPACT 1 /* XSAVEC and XGETBV(1) are there; else XSAVE into the spill area */
+#define CARRIER_TIMING  2 /* note the time stamp counter around the guest */
+#define CARRIER_PKRU    4 /* the kernel has protection keys on */
+
+/* why a guest left (vcpu.exit_kind) */
+#define EXIT_NONE      0
+#define EXIT_CALL      1 /* call *%gs:0; eax holds the operation */
+#define EXIT_PORT      2 /* a port write; eax holds the operation */
+#define EXIT_FAULT     3
+#define EXIT_PREEMPTED 4
+#define EXIT_REFUSED   5 /* XRSTOR raised #GP: the guest was not entered */
+#define EXIT_EXPIRED   6 /* its processor time is used up */
+
+#endif

@@ -1,0 +1,170 @@
+/* Round robin over vCPUs: the loop that stays in C until one of them needs a decision. */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum { SLICES_BETWEEN_CLOCKS = 64 };
+/* What a guest may keep in its flags: the status flags, DF, AC and ID; never TF, which would trap the trampoline. */
+#define GUEST_FLAGS 0x240CD5ull
+
+void queue_add(struct queue *queue, struct vcpu *vcpu)
+{
+    if (!queue->head) {
+        vcpu->next = vcpu->previous = vcpu;
+        queue->head = vcpu;
+    } else {
+        vcpu->next = queue->head;
+        vcpu->previous = queue->head->previous;
+        vcpu->previous->next = vcpu;
+        queue->head->previous = vcpu;
+    }
+    vcpu->queue = queue;
+    queue->length++;
+}
+
+void queue_remove(struct queue *queue, struct vcpu *vcpu)
+{
+    if (vcpu->next == vcpu) {
+        queue->head = NULL;
+    } else {
+        vcpu->next->previous = vcpu->previous;
+        vcpu->previous->next = vcpu->next;
+        if (queue->head == vcpu)
+            queue->head = vcpu->next;
+    }
+    vcpu->next = vcpu->previous = NULL;
+    vcpu->queue = NULL;
+    queue->length--;
+}
+
+/* The components that a buffer for these holds: the legacy region is one piece. */
+static uint64_t room_for(uint64_t in_use)
+{
+    return in_use ? in_use | LEGACY_MASK : 0;
+}
+
+static uint32_t run_slice(struct vcpu *vcpu, struct carrier *carrier)
+{
+    bool pkru = carrier->flags & CARRIER_PKRU;
+    vcpu->spilled = 0;
+    vcpu->exit_kind = EXIT_NONE;
+    vcpu->exit_routine = (void *)vcpu_exit;
+    vcpu->rflags = (vcpu->rflags & GUEST_FLAGS) | 0x202;
+    if (pkru)
+        pkru_write(vcpu->pkru);
+    uint32_t kind = vcpu_enter(vcpu, carrier);
+    if (pkru) {
+        vcpu->pkru = pkru_read();
+        pkru_write(carrier->host_pkru);
+    }
+    if (vcpu->spilled)
+        spill_settle(vcpu, carrier);
+    vcpu->slices++;
+    return kind;
+}
+
+static bool yields(const struct vcpu *vcpu, uint32_t kind)
+{
+    bool asked = kind == EXIT_CALL || (kind == EXIT_PORT && vcpu->port == FPSTATE_PORT);
+    return asked && (uint32_t)vcpu->gpr[REG_N_RAX] == OPERATION_YIELD;
+}
+
+static bool shrinks(struct vcpu *vcpu)
+{
+    vcpu->slack_saves = room_for(vcpu->in_use) != vcpu->save_mask ? vcpu->slack_saves + 1 : 0;
+    return vcpu->shrink_after && vcpu->slack_saves >= vcpu->shrink_after;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static void sample(struct queue *queue, uint64_t cycles)
+{
+    if (queue->sample_capacity)
+        queue->samples[queue->sample_count++ % queue->sample_capacity] =
+            cycles > UINT32_MAX ? UINT32_MAX : (uint32_t)cycles;
+}
+
+/* true: this vCPU goes on in the next round; false: it needs a decision */
+static bool goes_on(struct queue *queue, struct vcpu *vcpu, uint32_t kind)
+{
+    bool yielded = yields(vcpu, kind);
+    if (kind == EXIT_PREEMPTED) {
+        vcpu->preemptions++;
+        queue->preemptions++;
+    }
+    queue->yields += yielded;
+    queue->saves += kind != EXIT_REFUSED;
+    if (queue->timing)
+        vcpu->cycles += vcpu->tsc_leave - vcpu->tsc_enter;
+    if (!yielded && kind != EXIT_PREEMPTED)
+        return false;
+    if (vcpu->spilled)
+        return false;
+    if (vcpu->cycle_limit && vcpu->cycles > vcpu->cycle_limit) {
+        vcpu->exit_kind = EXIT_EXPIRED;
+        return false;
+    }
+    return !shrinks(vcpu);
+}
+
+static void rounds(struct queue *queue, struct carrier *carrier, const struct run_limits *limits,
+                   struct vcpu **decision)
+{
+    uint64_t deadline = now_ns() + limits->budget_ns, slices = 0, left_at = 0;
+    while (queue->head) {
+        struct vcpu *vcpu = queue->head;
+        uint32_t kind = run_slice(vcpu, carrier);
+        slices++;
+        queue->switches++;
+        if (queue->timing && kind != EXIT_REFUSED) {
+            if (left_at)
+                sample(queue, vcpu->tsc_enter - left_at);
+            left_at = vcpu->tsc_leave;
+        }
+        if (!goes_on(queue, vcpu, kind)) {
+            *decision = vcpu;
+            queue_remove(queue, vcpu);
+            return;
+        }
+        queue->head = vcpu->next;
+        if (limits->max_slices && slices >= limits->max_slices)
+            return;
+        if ((kind == EXIT_PREEMPTED || slices % SLICES_BETWEEN_CLOCKS == 0) && now_ns() >= deadline)
+            return;
+    }
+}
+
+int queue_run(struct queue *queue, const struct run_limits *limits, struct vcpu **decision)
+{
+    stack_t old_stack;
+    sigset_t old_mask;
+    *decision = NULL;
+    if (!initial_image()) {
+        errno = ENOMEM;
+        return -1;
+    }
+    if (signals_acquire())
+        return -1;
+    struct carrier *carrier = carrier_of_thread();
+    if (!carrier || carrier_start(carrier, limits->quantum_ns, &old_stack, &old_mask)) {
+        int error = errno;
+        signals_release();
+        errno = error;
+        return -1;
+    }
+    carrier->flags = (queue->compact ? CARRIER_COMPACT : 0) | (processor()->pkru ? CARRIER_PKRU : 0) |
+                     (queue->timing ? CARRIER_TIMING : 0);
+    uint64_t missed = carrier->ticks_in_host;
+    rounds(queue, carrier, limits, decision);
+    queue->ticks_in_host += carrier->ticks_in_host - missed;
+    carrier_stop(carrier, &old_stack, &old_mask);
+    signals_release();
+    return 0;
+}

@@ -1,0 +1,245 @@
+/* Ticks and faults.
+ *
+ * The handler only moves general registers and the instruction pointer. The guest's vector state stays in the
+ * signal frame; sigreturn loads it back, exactly, and vcpu_save then puts it away as for a voluntary exit. So
+ * nothing here depends on the frame's format, and XSTATE_BV, which the kernel forces to 3 in frames, is not read.
+ *
+ * Nothing here may use thread-local storage before the host's fs base is back (a guest may have changed it),
+ * vector registers, locks or allocation. The file is compiled with -mgeneral-regs-only. */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+enum { GENERAL_PROTECTION = 13, PAGE_FAULT = 14, FLAGS_CLEAN = 2 };
+enum { OUT_IMM8_EAX = 0xE7 };
+#define FP_XSTATE_MAGIC1_VALUE 0x46505853u
+#define SW_RESERVED_AT 464
+
+static const int fault_signals[] = {SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGBUS};
+enum { FAULT_SIGNALS = sizeof fault_signals / sizeof *fault_signals };
+
+static struct sigaction earlier[FAULT_SIGNALS];
+static pthread_mutex_t users_mutex = PTHREAD_MUTEX_INITIALIZER;
+static unsigned users;
+static int tick;
+
+static const struct sigaction *earlier_action(int signal)
+{
+    for (int i = 0; i < FAULT_SIGNALS; i++)
+        if (fault_signals[i] == signal)
+            return &earlier[i];
+    return NULL;
+}
+
+/* A fault that is not ours goes to whoever was there before us. Where nobody was, the default action
+ * is put back: the instruction runs again and the process ends as it would have without us. */
+static void chain(int signal, siginfo_t *info, void *context)
+{
+    const struct sigaction *action = earlier_action(signal);
+    bool sent = info->si_code <= 0;
+    if (action->sa_flags & SA_SIGINFO) {
+        action->sa_sigaction(signal, info, context);
+    } else if (action->sa_handler == SIG_IGN && sent) {
+        return;
+    } else if (action->sa_handler == SIG_DFL || action->sa_handler == SIG_IGN) {
+        struct sigaction fallback = {.sa_handler = SIG_DFL};
+        sigaction(signal, &fallback, NULL);
+        if (sent)
+            syscall(SYS_tgkill, getpid(), (pid_t)syscall(SYS_gettid), signal);
+    } else {
+        action->sa_handler(signal);
+    }
+}
+
+static bool within(uint64_t address, const char *start, const char *end)
+{
+    return address >= (uint64_t)start && address < (uint64_t)end;
+}
+
+/* Let sigreturn load initial values: what a refused XRSTOR left in the registers is nobody's. */
+static void initialise_frame(ucontext_t *context)
+{
+    char *area = (char *)context->uc_mcontext.fpregs;
+    const uint16_t fcw = FCW_INITIAL;
+    const uint32_t mxcsr = MXCSR_INITIAL;
+    uint32_t magic;
+    if (!area)
+        return;
+    memset(area, 0, MXCSR_AT);
+    memset(area + 32, 0, 416 - 32);
+    memcpy(area, &fcw, sizeof fcw);
+    memcpy(area + MXCSR_AT, &mxcsr, sizeof mxcsr);
+    memcpy(&magic, area + SW_RESERVED_AT, sizeof magic);
+    if (magic == FP_XSTATE_MAGIC1_VALUE) {
+        uint64_t *xstate_bv = (uint64_t *)(area + HEADER_AT);
+        *xstate_bv = LEGACY_MASK | (*xstate_bv & 1ull << PKRU_BIT);
+    }
+}
+
+static void keep_general_registers(struct vcpu *vcpu, const greg_t *from)
+{
+    static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                  REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    for (int i = 0; i < 16; i++)
+        vcpu->gpr[i] = (uint64_t)from[order[i]];
+    vcpu->rip = (uint64_t)from[REG_RIP];
+    vcpu->rflags = (uint64_t)from[REG_EFL];
+}
+
+/* OUT raises #GP in user mode (IOPL is 0). Only the one form of the guest convention counts. */
+static bool port_write(struct vcpu *vcpu, const greg_t *registers)
+{
+    uint64_t at = (uint64_t)registers[REG_RIP];
+    if (registers[REG_TRAPNO] != GENERAL_PROTECTION || at < vcpu->code_start || at + 2 > vcpu->code_end)
+        return false;
+    const unsigned char *code = (const unsigned char *)at;
+    if (code[0] != OUT_IMM8_EAX)
+        return false;
+    vcpu->port = code[1];
+    vcpu->rip = at + 2;
+    return true;
+}
+
+static void note_fault(struct vcpu *vcpu, int signal, const siginfo_t *info, const greg_t *registers)
+{
+    vcpu->exit_kind = EXIT_FAULT;
+    vcpu->fault.signal = signal;
+    vcpu->fault.code = info->si_code;
+    vcpu->fault.trap = (uint64_t)registers[REG_TRAPNO];
+    vcpu->fault.error = (uint64_t)registers[REG_ERR];
+    vcpu->fault.address =
+        (uint64_t)(registers[REG_TRAPNO] == PAGE_FAULT ? registers[REG_CR2] : registers[REG_RIP]);
+}
+
+/* sigreturn goes on in the trampoline, on the host's stack, with the guest's vector state loaded. */
+static void continue_at(const char *label, struct vcpu *vcpu, greg_t *registers)
+{
+    registers[REG_RIP] = (greg_t)label;
+    registers[REG_RSP] = (greg_t)vcpu->host_rsp;
+    registers[REG_RBX] = (greg_t)vcpu;
+    registers[REG_EFL] = FLAGS_CLEAN;
+}
+
+static struct carrier *interrupted_carrier(void)
+{
+    char here;
+    struct carrier *carrier = carrier_owning(&here);
+    if (carrier && fsbase_read() != carrier->host_fs)
+        fsbase_write(carrier->host_fs);
+    return carrier;
+}
+
+static void on_tick(int signal, siginfo_t *info, void *raw)
+{
+    (void)signal;
+    (void)info;
+    greg_t *registers = ((ucontext_t *)raw)->uc_mcontext.gregs;
+    struct carrier *carrier = interrupted_carrier();
+    if (!carrier)
+        return;
+    struct vcpu *vcpu = carrier->vcpu;
+    if (!vcpu || within((uint64_t)registers[REG_RIP], trampoline_start, trampoline_end)) {
+        carrier->ticks_in_host++;
+        return;
+    }
+    keep_general_registers(vcpu, registers);
+    vcpu->exit_kind = EXIT_PREEMPTED;
+    continue_at(vcpu_save, vcpu, registers);
+}
+
+static void on_fault(int signal, siginfo_t *info, void *raw)
+{
+    ucontext_t *context = raw;
+    greg_t *registers = context->uc_mcontext.gregs;
+    uint64_t at = (uint64_t)registers[REG_RIP];
+    if (at == (uint64_t)guarded_xrstor || at == (uint64_t)guarded_exchange) {
+        initialise_frame(context);
+        registers[REG_RIP] = (greg_t)guarded_failed;
+        return;
+    }
+    struct carrier *carrier = interrupted_carrier();
+    struct vcpu *vcpu = carrier ? carrier->vcpu : NULL;
+    if (!vcpu || info->si_code <= 0) {
+        chain(signal, info, raw);
+    } else if (at == (uint64_t)enter_xrstor) {
+        initialise_frame(context);
+        continue_at(vcpu_refused, vcpu, registers);
+    } else if (within(at, enter_xrstor, enter_end)) { /* a jump to where no guest can be */
+        note_fault(vcpu, signal, info, registers);
+        continue_at(vcpu_save, vcpu, registers);
+    } else if (within(at, trampoline_start, trampoline_end)) {
+        chain(signal, info, raw);
+    } else {
+        keep_general_registers(vcpu, registers);
+        if (port_write(vcpu, registers))
+            vcpu->exit_kind = EXIT_PORT;
+        else
+            note_fault(vcpu, signal, info, registers);
+        continue_at(vcpu_save, vcpu, registers);
+    }
+}
+
+static struct sigaction action_of(void (*handler)(int, siginfo_t *, void *))
+{
+    struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+    sigfillset(&action.sa_mask);
+    return action;
+}
+
+/* The tick's handler stays for good: a late tick must never meet the default action, which ends the process. */
+static int choose_tick_signal(void)
+{
+    struct sigaction action = action_of(on_tick);
+    for (int signal = SIGRTMAX; signal >= SIGRTMIN; signal--) {
+        struct sigaction present;
+        if (sigaction(signal, NULL, &present) == 0 && !(present.sa_flags & SA_SIGINFO) &&
+            present.sa_handler == SIG_DFL)
+            return sigaction(signal, &action, NULL) == 0 ? signal : 0;
+    }
+    errno = EBUSY;
+    return 0;
+}
+
+int tick_signal(void)
+{
+    return tick;
+}
+
+int signals_acquire(void)
+{
+    int result = 0;
+    pthread_mutex_lock(&users_mutex);
+    if (!tick)
+        tick = choose_tick_signal();
+    if (!tick) {
+        result = -1;
+    } else if (users++ == 0) {
+        struct sigaction action = action_of(on_fault);
+        for (int i = 0; i < FAULT_SIGNALS; i++) {
+            sigaction(fault_signals[i], NULL, &earlier[i]);
+            sigaction(fault_signals[i], &action, &earlier[i]);
+        }
+    }
+    pthread_mutex_unlock(&users_mutex);
+    return result;
+}
+
+void signals_release(void)
+{
+    pthread_mutex_lock(&users_mutex);
+    if (--users == 0) {
+        for (int i = 0; i < FAULT_SIGNALS; i++) {
+            struct sigaction present;
+            sigaction(fault_signals[i], NULL, &present);
+            if (present.sa_flags & SA_SIGINFO && present.sa_sigaction == on_fault)
+                sigaction(fault_signals[i], &earlier[i], NULL);
+        }
+    }
+    pthread_mutex_unlock(&users_mutex);
+}

@@ -1,0 +1,20 @@
+/* The Python side of the core: one file per type, all on the Limited API. */
+#ifndef FPSTATE_TYPES_H
+#define FPSTATE_TYPES_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core.h"
+
+extern PyType_Spec slab_spec, memory_spec, vcpu_spec, queue_spec;
+
+struct vcpu *vcpu_of(PyObject *object); /* no check: for objects known to be vCPUs */
+bool is_vcpu(PyObject *object);
+int remember_vcpu_type(PyObject *type);
+
+/* an error of fpstate.errors by name, with one message argument */
+void raise_error(const char *name, const char *message);
+
+
+#endif

@@ -1,0 +1,118 @@
+# Save and restore as functions, each restore under the fault guard: the signal handler knows the labels
+# guarded_* and continues at guarded_failed with the register file initialised.
+
+    .text
+    .globl xstate_save, xstate_save_compact, xstate_restore, xstate_exchange
+    .globl guarded_xrstor, guarded_exchange, guarded_failed, bench_pairs
+    .globl fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
+    .globl mxcsr_read, fcw_read, control_words_write
+    .hidden xstate_save, xstate_save_compact, xstate_restore, xstate_exchange
+    .hidden guarded_xrstor, guarded_exchange, guarded_failed, bench_pairs
+    .hidden fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
+    .hidden mxcsr_read, fcw_read, control_words_write
+
+# void xstate_save(void *area, uint64_t mask)
+xstate_save:
+    mov     %esi, %eax
+    mov     %rsi, %rdx
+    shr     $32, %rdx
+    xsave64 (%rdi)
+    ret
+
+# void xstate_save_compact(void *area, uint64_t mask)
+xstate_save_compact:
+    mov     %esi, %eax
+    mov     %rsi, %rdx
+    shr     $32, %rdx
+    xsavec64 (%rdi)
+    ret
+
+# int xstate_restore(const void *area, uint64_t mask): 0, or -1 where XRSTOR raised #GP
+xstate_restore:
+    mov     %esi, %eax
+    mov     %rsi, %rdx
+    shr     $32, %rdx
+guarded_xrstor:
+    xrstor64 (%rdi)
+    xor     %eax, %eax
+    ret
+
+# int xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact):
+# load one image and save it at once, before any other code can touch a register
+xstate_exchange:
+    mov     %rcx, %r9
+    mov     %edx, %eax
+    shr     $32, %rdx
+guarded_exchange:
+    xrstor64 (%rdi)
+    mov     %r9d, %eax
+    mov     %r9, %rdx
+    shr     $32, %rdx
+    test    %r8d, %r8d
+    jz      1f
+    xsavec64 (%rsi)
+    xor     %eax, %eax
+    ret
+1:  xsave64 (%rsi)
+    xor     %eax, %eax
+    ret
+
+guarded_failed:
+    mov     $-1, %eax
+    ret
+
+# void bench_pairs(void *a, void *b, uint64_t mask, uint64_t rounds): XSAVEC into one, XRSTOR from the
+# other, and round again: what a switch costs at the least when the instructions made for it do it
+bench_pairs:
+    mov     %rcx, %r9
+    mov     %rdx, %r8
+    test    %r9, %r9
+    jz      2f
+1:  mov     %r8d, %eax
+    mov     %r8, %rdx
+    shr     $32, %rdx
+    xsavec64 (%rdi)
+    xrstor64 (%rsi)
+    xchg    %rdi, %rsi
+    dec     %r9
+    jnz     1b
+2:  ret
+
+fsbase_read:
+    rdfsbase %rax
+    ret
+gsbase_read:
+    rdgsbase %rax
+    ret
+fsbase_write:
+    wrfsbase %rdi
+    ret
+gsbase_write:
+    wrgsbase %rdi
+    ret
+pkru_read:
+    xor     %ecx, %ecx
+    rdpkru
+    ret
+pkru_write:
+    mov     %edi, %eax
+    xor     %ecx, %ecx
+    xor     %edx, %edx
+    wrpkru
+    ret
+mxcsr_read:
+    stmxcsr -4(%rsp)
+    mov     -4(%rsp), %eax
+    ret
+fcw_read:
+    fnstcw  -4(%rsp)
+    movzwl  -4(%rsp), %eax
+    ret
+control_words_write:
+    mov     %edi, -4(%rsp)
+    mov     %si, -8(%rsp)
+    ldmxcsr -4(%rsp)
+    fldcw   -8(%rsp)
+    ret
+
+    .section .note.GNU-stack, "", @progbits
