@@ -85,6 +85,10 @@ static void change_state(ucontext_t *context)
 
 static void on_signal(int signal, siginfo_t *information, void *argument)
 {
+    /* Linux hands a handler the interrupted AC flag, and compiled code reads misaligned words */
+    __asm__ volatile("pushfq\n\t"
+                     "andl $~0x40000, (%%rsp)\n\t"
+                     "popfq" ::: "cc", "memory");
     ucontext_t *context = argument;
     greg_t *registers = context->uc_mcontext.gregs;
     const unsigned char *code = (const unsigned char *)registers[REG_RIP];
