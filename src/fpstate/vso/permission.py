@@ -121,6 +121,7 @@ class FpuConfig:
     def from_cpu(cls, cpu: Cpu, *, guest_supervisor: bool = True) -> Self:
         """Derive the configuration; without ``guest_supervisor`` as Linux up to 6.16 did, which has no CET_S.
 
+        Where the processor's ``enabled_xcr0`` is known, user components that it leaves off are left out.
         Raises CpuidError where Linux would turn XSAVE off: APX and MPX both enumerated, or no x87 and SSE.
         """
         apx = mask_of(Component.APX)
@@ -131,7 +132,8 @@ class FpuConfig:
                 f"{cpu.name} lacks {mask_text(LEGACY & ~cpu.user_mask)}, without which XSAVE is off"
             )
         supervisor = SUPERVISOR_SUPPORTED if guest_supervisor else SUPERVISOR_SUPPORTED & ~GUEST_SUPERVISOR
-        features = cpu.user_mask & USER_SUPPORTED | cpu.supervisor_mask & supervisor
+        enabled = USER_SUPPORTED if cpu.enabled_xcr0 is None else USER_SUPPORTED & cpu.enabled_xcr0
+        features = cpu.user_mask & enabled | cpu.supervisor_mask & supervisor
         if not cpu.has("XFD"):
             features &= ~USER_DYNAMIC
         legacy = mask_of(*(number for number in components_in(LEGACY) if cpu.has(COMPONENTS[number].feature)))

@@ -21,6 +21,7 @@ from fpstate.vso.permission import (
     FpuConfig,
     Kind,
     Permissions,
+    StateConfig,
     check_host_features,
     minsigstksz,
     sigframe_size,
@@ -107,6 +108,12 @@ def test_without_xfd_there_are_no_dynamic_components() -> None:
     assert not config.kernel_max.features & TILEDATA
     assert config.init_xfd == 0
     assert config.user_max.size == 2816
+
+
+def test_what_the_operating_system_left_off_is_left_out() -> None:
+    config = FpuConfig.from_cpu(replace(ZEN4.cpu, enabled_xcr0=0x7))
+    assert config.user_max == StateConfig(0x7, 832)
+    assert config.kernel_max.features == 0x1807
 
 
 def test_xcr0_has_dynamic_components_and_xss_the_independent_ones() -> None:
