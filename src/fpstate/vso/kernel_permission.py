@@ -1,0 +1,57 @@
+"""What the running kernel permits this process, and the signal frame it asks room for.
+
+Sources: ``fpu_xstate_prctl`` in ``arch/x86/kernel/fpu/xstate.c``, ``Documentation/arch/x86/xstate.rst``, and
+``AT_MINSIGSTKSZ`` in ``arch/x86/include/uapi/asm/auxvec.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from fpstate.errors import UnsupportedHere
+
+_SYS_ARCH_PRCTL: Final = 158
+_AT_MINSIGSTKSZ: Final = 51
+_OPERATIONS: Final = {"supported": 0x1021, "host": 0x1022, "guest": 0x1024}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPermission:
+    """Component bitmaps from ``arch_prctl``, each None where this kernel does not know the question.
+
+    ``supported``: what exists (ARCH_GET_XCOMP_SUPP, Linux 5.16); ``host`` and ``guest``: what this process
+    may use (ARCH_GET_XCOMP_PERM, 5.16; ARCH_GET_XCOMP_GUEST_PERM, 5.17); ``minsigstksz``: AT_MINSIGSTKSZ,
+    in bytes (5.14).
+    """
+
+    supported: int | None
+    host: int | None
+    guest: int | None
+    minsigstksz: int | None
+
+
+def read_kernel_permission() -> KernelPermission:
+    """Ask the kernel; raises UnsupportedHere elsewhere than in a 64-bit process on x86-64 Linux."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        raise UnsupportedHere("arch_prctl, which only 64-bit processes on x86-64 Linux have")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    libc.getauxval.restype = ctypes.c_ulong
+    answers = {name: _ask(libc, operation) for name, operation in _OPERATIONS.items()}
+    return KernelPermission(**answers, minsigstksz=libc.getauxval(ctypes.c_ulong(_AT_MINSIGSTKSZ)) or None)
+
+
+def _ask(libc: ctypes.CDLL, operation: int) -> int | None:
+    mask = ctypes.c_uint64()
+    result = libc.syscall(ctypes.c_long(_SYS_ARCH_PRCTL), ctypes.c_long(operation), ctypes.byref(mask))
+    if result == 0:
+        return mask.value
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+        return None
+    raise OSError(number, f"arch_prctl({operation:#x}) failed")
