@@ -3,7 +3,7 @@ from types import ModuleType
 
 import pytest
 
-from fpstate.arch import Cpu
+from fpstate.arch import Cpu, Layout
 from fpstate.arch.host import host_cpu
 from fpstate.errors import UnsupportedHere
 
@@ -55,3 +55,15 @@ def test_without_the_core_the_host_is_unsupported(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "fpstate._core", None)
     with pytest.raises(UnsupportedHere, match="native core"):
         Cpu.host()
+
+
+def test_this_processor_states_the_sizes_that_the_layout_gives() -> None:
+    try:
+        cpu = Cpu.host()
+    except UnsupportedHere as error:
+        pytest.skip(str(error))
+    if cpu.enabled_xcr0 is None:
+        pytest.skip("the operating system has not enabled XSAVE")
+    assert Layout.standard(cpu, cpu.xcr0).size == cpu.standard_size
+    assert Layout.standard(cpu, cpu.enabled_xcr0).size == cpu.enabled_size
+    assert cpu.enabled_xcr0 & ~cpu.xcr0 == 0
