@@ -85,6 +85,9 @@ FPSTATE_ENTRY
     movapd xmm10, [rip + time_step]
     pxor xmm15, xmm15
     mov r9, [rdi + FPSTATE_ARGUMENT]
+    .irp index, 0, 1, 2, 3, 4, 5
+        pxor xmm\index, xmm\index
+    .endr
     test r9, r9
     jz .Ldone
 .Lepisode:

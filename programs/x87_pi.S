@@ -44,7 +44,7 @@ FPSTATE_ENTRY
     fxch st(1)
     fmul dword ptr [rip + quarter] /* t, b, a */
     fld1                        /* p, t, b, a, alternating, sum */
-    mov ecx, 4
+    mov ecx, 6                  /* two more than needed to converge: they only add work */
 .Literation:
     fld st(3)
     fadd st(0), st(3)

@@ -1,0 +1,1 @@
+"""What each built-in guest program must answer, computed here without the program."""
