@@ -30,6 +30,8 @@ _NAMED = rf"(?P<kind>[a-z-]+)(?:\((?:{_PAYLOAD}|{_PARTS})\))?"
 _FORM = re.compile(rf"(?P<sign>[-+]?)(?:(?P<number>{_HEX}|{_DECIMAL})|{_NAMED})")
 _FORMS = "forms: 0x1.8p+1, 1.5, inf, qnan(0x0), unnormal(0x3fff:0x0000000000000001)"
 
+_ROUNDED = "Float80.rounded gives the nearest value and says whether it is exact"
+
 
 class Kind(Enum):
     """The class of an encoding; the last four are unsupported operands on every processor since the 387."""
@@ -124,7 +126,7 @@ class Float80:
         """
         result, exact = cls.rounded(value)
         if not exact:
-            raise NumberError(f"{value} is no 80-bit value", help="Float80.rounded gives the nearest one")
+            raise NumberError(f"not exact in 80 bits: the nearest value is {result}", help=_ROUNDED)
         return result
 
     @classmethod
@@ -222,7 +224,7 @@ class Float80:
             magnitude = Fraction(text)
         value, exact = cls.rounded(-magnitude if sign else magnitude, sign=sign)
         if not exact:
-            raise NumberError(f"{text} is no 80-bit value", help="Float80.rounded gives the nearest one")
+            raise NumberError(f"{text} is not exact in 80 bits: the nearest value is {value}", help=_ROUNDED)
         return value
 
 

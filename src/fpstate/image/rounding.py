@@ -16,6 +16,8 @@ def scaled(
     ``magnitude`` is not negative; ``negative`` says on which side of zero it stands, for the directed modes.
     """
     numerator, denominator = magnitude.numerator, magnitude.denominator
+    if not numerator:
+        return 0, min_scale, True
     scale = max(numerator.bit_length() - denominator.bit_length() - width, min_scale)
     if numerator * (1 << max(-scale, 0)) >= denominator * (1 << max(scale, 0)) << width:
         scale += 1
