@@ -45,7 +45,6 @@ struct vcpu {
     uint64_t tsc_leave;
 
     struct fault fault;
-    uint32_t port;
     uint32_t pkru;
     uint64_t code_start; /* guest memory: port writes are recognised here only */
     uint64_t code_end;

@@ -67,7 +67,7 @@ static uint32_t run_slice(struct vcpu *vcpu, struct carrier *carrier)
 
 static bool yields(const struct vcpu *vcpu, uint32_t kind)
 {
-    bool asked = kind == EXIT_CALL || (kind == EXIT_PORT && vcpu->port == FPSTATE_PORT);
+    bool asked = kind == EXIT_CALL || kind == EXIT_PORT;
     return asked && (uint32_t)vcpu->gpr[REG_N_RAX] == OPERATION_YIELD;
 }
 

@@ -99,9 +99,8 @@ static bool port_write(struct vcpu *vcpu, const greg_t *registers)
     if (registers[REG_TRAPNO] != GENERAL_PROTECTION || at < vcpu->code_start || at + 2 > vcpu->code_end)
         return false;
     const unsigned char *code = (const unsigned char *)at;
-    if (code[0] != OUT_IMM8_EAX)
+    if (code[0] != OUT_IMM8_EAX || code[1] != FPSTATE_PORT)
         return false;
-    vcpu->port = code[1];
     vcpu->rip = at + 2;
     return true;
 }

@@ -186,7 +186,6 @@ static PyGetSetDef vcpu_getset[] = {
     {"in_use", get_u64, NULL, NULL, AT(in_use)},
     {"spilled", get_u32, NULL, NULL, AT(spilled)},
     {"exit_kind", get_u32, NULL, NULL, AT(exit_kind)},
-    {"port", get_u32, NULL, NULL, AT(port)},
     {"pkru", get_u32, set_u32, NULL, AT(pkru)},
     {"slices", get_u64, NULL, NULL, AT(slices)},
     {"preemptions", get_u64, NULL, NULL, AT(preemptions)},

@@ -1,1 +1,22 @@
-"""engine"""
+"""Where a state becomes registers. ``availability()`` tells which engines work on this machine, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """One engine: whether it works here, and the reason where it does not."""
+
+    name: str
+    works: bool
+    reason: str
+
+
+def availability() -> tuple[Availability, ...]:
+    """Return every engine of this build."""
+    from fpstate.engine import native
+
+    reason = native.missing()
+    return (Availability("native", reason is None, reason or "user-mode vCPUs in this process"),)

@@ -1,0 +1,173 @@
+"""The native core: it moves bits and knows no policy. This page is its contract.
+
+All sizes and offsets are bytes, masks are component bitmaps as in XCR0. Errors of fpstate (``UnsupportedHere``,
+``RestoreFault``, ``VsoError``, ``PoolExhausted``, ``ImageError``) come from ``fpstate.errors``.
+"""
+
+from collections.abc import Buffer, Sequence
+from typing import Final, TypedDict, final
+
+EXIT_NONE: Final[int]
+EXIT_CALL: Final[int]
+EXIT_PORT: Final[int]
+EXIT_FAULT: Final[int]
+EXIT_PREEMPTED: Final[int]
+EXIT_REFUSED: Final[int]
+EXIT_EXPIRED: Final[int]
+
+class Features(TypedDict):
+    xcr0: int
+    managed_mask: int
+    area_size: int
+    xsavec: bool
+    xgetbv1: bool
+    pkru: bool
+    fsgsbase: bool
+
+def cpuid(leaf: int, subleaf: int = 0, /) -> tuple[int, int, int, int]:
+    """Return EAX, EBX, ECX, EDX of CPUID; zeros above the highest leaf."""
+
+def xgetbv(index: int, /) -> int:
+    """Return XCR0 (0) or XCR0 & XINUSE (1). Raises UnsupportedHere where the instruction would fault."""
+
+def mxcsr_mask() -> int:
+    """Return the defined bits of MXCSR, from an FXSAVE image; 0xFFBF stands for 0 (SDM vol. 1, 11.6.6)."""
+
+def features() -> Features:
+    """Return what the core found: enabled components, those it saves itself (all but PKRU), instructions."""
+
+def tsc_hz() -> int:
+    """Return the time stamp counter's cycles a second, measured once against CLOCK_MONOTONIC."""
+
+def exchange(image: Buffer, mask: int, compact: bool = False) -> bytes:
+    """Load an image with XRSTOR and save the registers at once, by XSAVE or, ``compact``, by XSAVEC.
+
+    The calling thread's vector registers become initial, its control words stay. Raises RestoreFault where
+    the processor refuses the image (#GP), ImageError where it is longer than any, UnsupportedHere.
+    """
+
+def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], /) -> None:
+    """Copy pieces (from, to, size) of this thread's spill area to ``destination``, then wipe the area.
+
+    Raises ValueError for a piece outside of either; the area is wiped all the same.
+    """
+
+def bench_pairs(image: Buffer, rounds: int, /) -> int:
+    """Return the nanoseconds of ``rounds`` times XSAVEC to one buffer and XRSTOR from another, in turn."""
+
+@final
+class Slab:
+    """Equal buffers in one mapping, each aligned to 64 bytes; the buffer protocol shows all of it."""
+
+    def __new__(cls, stride: int, count: int) -> Slab: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def take(self) -> int:
+        """Return a free slot, all zeros. Raises PoolExhausted."""
+
+    def give(self, slot: int, scrub: bool = True) -> None:
+        """Zero a taken slot and free it. Raises VsoError where it is not taken."""
+
+    def is_taken(self, slot: int, /) -> bool: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def taken(self) -> int: ...
+
+@final
+class Memory:
+    """A guest's private memory between two guard pages; readable and writable at first."""
+
+    def __new__(cls, size: int) -> Memory: ...
+    def write(self, offset: int, data: Buffer, /) -> None:
+        """Copy bytes in. Raises ValueError outside of the memory, or on a page that is not writable."""
+
+    def read(self, offset: int, length: int, /) -> bytes: ...
+    def protect(self, offset: int, length: int, writable: bool, executable: bool, /) -> None:
+        """Set the protection of whole pages; they stay readable."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+@final
+class Vcpu:
+    """The general registers of one guest, where its vector state lies, and why it last left.
+
+    Not to be changed while its queue runs (VsoError). ``registers`` are in the order of the ModRM encoding:
+    rax rcx rdx rbx rsp rbp rsi rdi r8 ... r15.
+    """
+
+    def __new__(cls) -> Vcpu: ...
+    def attach(self, buffer: Buffer | None, save_mask: int, /) -> None:
+        """Let the state lie in ``buffer``, laid out for ``save_mask``; None and 0: it is initial, without memory.
+
+        The core keeps the plain address: the caller keeps the memory alive.
+        """
+
+    def set_register(self, index: int, value: int, /) -> None: ...
+    @property
+    def registers(self) -> tuple[int, ...]: ...
+    @property
+    def fault(self) -> tuple[int, int, int, int, int]:
+        """Signal, si_code, exception vector, its error code, and the address (CR2 of a page fault, else rip)."""
+    rip: int
+    rflags: int
+    code_start: int
+    code_end: int
+    restore_mask: int
+    pkru: int
+    cycle_limit: int
+    shrink_after: int
+    @property
+    def save_mask(self) -> int: ...
+    @property
+    def in_use(self) -> int: ...
+    @property
+    def spilled(self) -> int:
+        """1 where the state lies in the spill area of the thread that ran it, and waits for ``unspill``."""
+
+    @property
+    def exit_kind(self) -> int: ...
+    @property
+    def slices(self) -> int: ...
+    @property
+    def preemptions(self) -> int: ...
+    @property
+    def cycles(self) -> int:
+        """Time spent in the guest, in cycles of the time stamp counter."""
+
+@final
+class Queue:
+    """vCPUs in a ring. ``compact=False`` acts as on a processor without XSAVEC; ``timing`` keeps samples."""
+
+    def __new__(cls, compact: bool = ..., timing: bool = True) -> Queue: ...
+    def __len__(self) -> int: ...
+    def add(self, vcpu: Vcpu, /) -> None:
+        """Put a vCPU behind all others. Raises VsoError where it is in a queue, spilled, or without a program."""
+
+    def remove(self, vcpu: Vcpu, /) -> None: ...
+    def run(self, quantum_ns: int, budget_ns: int, max_slices: int = 0) -> Vcpu | None:
+        """Run the vCPUs in turn, without the GIL, until one needs a decision and leaves the queue.
+
+        A timer preempts at least every ``quantum_ns``. Returns None when ``budget_ns`` or ``max_slices`` are
+        used up, or the queue is empty. While it runs no signal but the core's own reaches this thread.
+        """
+
+    def samples(self) -> bytes:
+        """Return the last 65536 switch times: u32 TSC cycles from one guest's leaving to the next one's entry."""
+
+    @property
+    def switches(self) -> int: ...
+    @property
+    def preemptions(self) -> int: ...
+    @property
+    def yields(self) -> int: ...
+    @property
+    def saves(self) -> int: ...
+    @property
+    def ticks_in_host(self) -> int: ...

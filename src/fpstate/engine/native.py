@@ -1,0 +1,288 @@
+"""The native engine: user-mode vCPUs in this process, on the real FPU.
+
+**It runs trusted code only.** A guest shares this process's memory and may make system calls; what is kept apart
+is the register state, not the memory. Code that is not trusted belongs into a virtual machine.
+
+Guests share the thread's fs base, which is put back when they change it, and must leave gs alone. While guests run,
+the thread lets in no signals but those of the engine; others wait until it looks up, every 20 ms.
+"""
+
+from __future__ import annotations
+
+import signal
+import struct
+from collections.abc import Sequence
+
+from fpstate.arch.component import USER_SUPPORTED, mask_text
+from fpstate.arch.layout import Layout
+from fpstate.engine.memory import DEFAULT_MEMORY, GuestMemory
+from fpstate.errors import (
+    FpStateError,
+    PermissionRequestError,
+    ProgramError,
+    RestoreFault,
+    UnsupportedHere,
+)
+from fpstate.program.block import ENTRY_RFLAGS, FAILED, FINISHED, YIELD, Block
+from fpstate.program.load import Program
+from fpstate.vso.manager import Manager
+from fpstate.vso.permission import Kind
+from fpstate.vso.scheduler import RunReport
+from fpstate.vso.vcpu import Exit, ExitKind
+from fpstate.vso.vso import Vso, room_for
+
+try:
+    from fpstate import _core
+except ImportError as _error:  # the core cannot be built everywhere; missing() says so
+    _CORE_ERROR: ImportError | None = _error
+else:
+    _CORE_ERROR = None
+
+RSP, RDI = 4, 7
+REGISTER_COUNT = 16
+
+
+def missing() -> str | None:
+    """Return what this machine lacks for the engine, or None where it works."""
+    if _CORE_ERROR is not None:
+        return f"the native core (fpstate._core) is not built: {_CORE_ERROR}"
+    found = _core.features()
+    if not found["xcr0"]:
+        return "XSAVE is not enabled (CPUID.1:ECX[27], OSXSAVE)"
+    if not found["fsgsbase"]:
+        return "FSGSBASE in user mode (AT_HWCAP2 bit 1; Linux 5.9 or newer)"
+    return None
+
+
+class NativeVcpu:
+    """A VSO, general registers, private memory and a program. Ended, ``exit`` tells how and ``block`` what it left."""
+
+    def __init__(self, engine: NativeEngine, vso: Vso, program: Program, block: Block, memory_size: int) -> None:
+        self.name = program.name
+        self.vso = vso
+        self.exit: Exit | None = None
+        self.block: Block | None = None
+        self.engine = engine
+        self.memory: GuestMemory | None = GuestMemory.place(program, block, memory_size)
+        self.core = _core.Vcpu()
+        start = self.memory.memory.address
+        self.core.code_start, self.core.code_end = start, start + self.memory.memory.size
+        self.core.rip, self.core.rflags = self.memory.entry, ENTRY_RFLAGS
+        self.core.set_register(RSP, self.memory.stack_top)
+        self.core.set_register(RDI, self.memory.block)
+        self.core.shrink_after = engine.manager.shrink_after
+        self.core.cycle_limit = engine.cycle_limit
+        self.core.restore_mask = engine.restore_mask(vso)
+        self.attach()
+
+    @property
+    def slices(self) -> int:
+        """How often it was entered."""
+        return self.core.slices
+
+    @property
+    def preemptions(self) -> int:
+        """How often it was stopped in the middle."""
+        return self.core.preemptions
+
+    def attach(self) -> None:
+        """Tell the core where the VSO's buffer lies now."""
+        buffer = self.vso.buffer
+        self.core.attach(buffer.view if buffer else None, self.vso.xfeatures)
+
+    def end(self, exit: Exit) -> None:
+        """Keep how it ended, and give state and memory back."""
+        if exit.kind is ExitKind.FINISHED:
+            exit = self._read_block(exit)
+        self.exit = exit
+        self.core.attach(None, 0)
+        self.memory = None
+        self.engine.manager.free(self.vso)
+
+    def _read_block(self, exit: Exit) -> Exit:
+        assert self.memory is not None
+        try:
+            self.block = self.memory.read_block(self.name)
+        except ProgramError as error:
+            return Exit(ExitKind.FAILED, code=FAILED, error=error)
+        return exit
+
+
+class NativeEngine:
+    """Makes vCPUs and run queues for one manager.
+
+    ``timeout`` is the processor time in seconds that each vCPU may use (None: no limit). ``compact`` False saves
+    by XSAVE alone, as on a processor without XSAVEC. Raises UnsupportedHere with what this machine lacks.
+    """
+
+    name = "native"
+
+    def __init__(self, manager: Manager, *, timeout: float | None = None, compact: bool | None = None) -> None:
+        lacking = missing()
+        if lacking:
+            raise UnsupportedHere(lacking, help="the model needs no native core; see: fpstate cpu")
+        found = _core.features()
+        self.manager = manager
+        self.compact = manager.config.compacted and found["xgetbv1"] if compact is None else compact
+        if self.compact != manager.config.compacted:
+            raise UnsupportedHere(
+                "a native engine whose manager lays out images in another format",
+                help="give the manager a Cpu without XSAVEC to run in standard format",
+            )
+        self.managed = found["managed_mask"]
+        self.cycle_limit = max(1, int(timeout * _core.tsc_hz())) if timeout else 0
+        cpu = manager.config.cpu
+        self.spill_layout = (Layout.compacted if self.compact else Layout.standard)(cpu, self.managed)
+
+    def restore_mask(self, vso: Vso) -> int:
+        """Return what each entry restores: everything, so that what the VSO lacks becomes initial."""
+        return self.managed
+
+    def vcpu(
+        self,
+        program: Program,
+        *,
+        seed: int = 0,
+        argument: int = 0,
+        input: bytes = b"",
+        kind: Kind = Kind.HOST,
+        permitted: int | None = None,
+        memory_size: int = DEFAULT_MEMORY,
+    ) -> NativeVcpu:
+        """Return a new vCPU that will run a program from its start, with a new VSO.
+
+        Raises ProgramError when the program does not fit its memory, UnsupportedHere when this processor lacks what
+        it needs, and what ``Manager.create`` raises.
+        """
+        lacking = program.features & ~self.managed
+        if lacking:
+            raise UnsupportedHere(f"{program.name} needs {mask_text(lacking)}")
+        vso = self.manager.create(kind, permitted=permitted)
+        features = vso.permitted & self.managed & USER_SUPPORTED
+        block = Block(seed=seed, argument=argument, features=features, input=input)
+        try:
+            return NativeVcpu(self, vso, program, block, memory_size)
+        except BaseException:
+            self.manager.free(vso)
+            raise
+
+    def queue(self) -> NativeQueue:
+        """Return an empty queue for one host thread."""
+        return NativeQueue(self)
+
+
+class NativeQueue:
+    """The vCPUs of one host thread; grows, parks and ends them as the core reports."""
+
+    def __init__(self, engine: NativeEngine, *, timing: bool = True) -> None:
+        self.engine = engine
+        self.core = _core.Queue(compact=engine.compact, timing=timing)
+        self._members: dict[_core.Vcpu, NativeVcpu] = {}
+
+    def __len__(self) -> int:
+        return len(self.core)
+
+    def add(self, vcpu: NativeVcpu) -> None:
+        """Put a vCPU behind all others."""
+        self._members[vcpu.core] = vcpu
+        self.core.add(vcpu.core)
+
+    def run(self, quantum_ns: int, budget_ns: int, max_slices: int = 0) -> NativeVcpu | None:
+        """Run until a vCPU ends, and return it; None when budget or slices are used up or none can run.
+
+        ``max_slices`` counts from the last decision.
+        """
+        saves, switches = self.core.saves, self.core.switches
+        try:
+            while True:
+                core = self.core.run(quantum_ns, budget_ns, max_slices)
+                if core is None:
+                    return None
+                vcpu = self._members[core]
+                if self._decide(vcpu):
+                    self.core.add(core)
+                else:
+                    del self._members[core]
+                    return vcpu
+        finally:
+            self.engine.manager.count_switches(self.core.saves - saves, self.core.switches - switches)
+
+    def report(self) -> RunReport:
+        """Return what was done so far, with the last 65536 switch times."""
+        per_cycle = 1e9 / _core.tsc_hz()
+        samples = self.core.samples()
+        cycles = struct.unpack(f"={len(samples) // 4}I", samples)
+        return RunReport(
+            switches=self.core.switches,
+            preemptions=self.core.preemptions,
+            yields=self.core.yields,
+            switch_ns=tuple(count * per_cycle for count in cycles),
+        )
+
+    def _decide(self, vcpu: NativeVcpu) -> bool:
+        """Settle what the core left open; whether the vCPU goes on."""
+        try:
+            if vcpu.core.spilled:
+                self._grow(vcpu)
+            ended = _exit_of(vcpu)
+            if ended is None:
+                self._park_when_slack(vcpu)
+                return True
+        except PermissionRequestError as error:
+            ended = Exit(ExitKind.DENIED, code=error.component, rip=_rip(vcpu), error=error)
+        except FpStateError as error:
+            ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=error)
+        vcpu.end(ended)
+        return False
+
+    def _grow(self, vcpu: NativeVcpu) -> None:
+        try:
+            self.engine.manager.store(
+                vcpu.vso, vcpu.core.in_use, self.engine.spill_layout, lambda view, moves: self._unspill(view, moves)
+            )
+        except BaseException:
+            _core.unspill(bytearray(), ())
+            self.engine.manager.wipe(vcpu.vso)
+            raise
+        vcpu.attach()
+
+    def _unspill(self, view: memoryview, moves: Sequence[tuple[int, int, int]]) -> None:
+        _core.unspill(view, moves)
+
+    def _park_when_slack(self, vcpu: NativeVcpu) -> None:
+        if room_for(vcpu.core.in_use) != vcpu.vso.xfeatures:
+            self.engine.manager.park(vcpu.vso)
+            vcpu.attach()
+
+
+def _rip(vcpu: NativeVcpu) -> int:
+    assert vcpu.memory is not None
+    return vcpu.memory.relative(vcpu.core.rip)
+
+
+def _exit_of(vcpu: NativeVcpu) -> Exit | None:
+    """Return how a vCPU ended, or None where it goes on."""
+    core = vcpu.core
+    assert vcpu.memory is not None
+    kind = core.exit_kind
+    if kind in (_core.EXIT_CALL, _core.EXIT_PORT):
+        operation = core.registers[0] & 0xFFFFFFFF
+        if operation == YIELD:
+            return None
+        return Exit(ExitKind.FINISHED if operation == FINISHED else ExitKind.FAILED, code=operation)
+    if kind == _core.EXIT_PREEMPTED:
+        return None
+    if kind == _core.EXIT_EXPIRED:
+        return Exit(ExitKind.EXPIRED, rip=_rip(vcpu))
+    if kind == _core.EXIT_REFUSED:
+        return Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=RestoreFault("XRSTOR refused the state (#GP)"))
+    number, si_code, vector, error_code, address = core.fault
+    return Exit(
+        ExitKind.FAULT,
+        signal=signal.Signals(number).name,
+        si_code=si_code,
+        vector=vector,
+        error_code=error_code,
+        address=vcpu.memory.relative(address),
+        rip=_rip(vcpu),
+    )
