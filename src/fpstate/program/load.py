@@ -34,7 +34,7 @@ _NOT_CODE: Final = (
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A piece of a program: ``data`` goes to ``offset`` from the load base, zeros follow up to
-    ``memory_size`` bytes.
+    ``memory_size`` bytes. Two segments may share a page, which then needs the rights of both.
     """
 
     offset: int

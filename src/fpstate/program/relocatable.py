@@ -16,6 +16,7 @@ _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_TLS = 1, 2, 4, 0x400
 _UNREAD_SECTIONS: Final = (".eh_frame", ".note")
 """Allocated by compilers, but nothing in a freestanding program reads them."""
 _ENTRY = "_start"
+_LINKER_TABLE = "_GLOBAL_OFFSET_TABLE_"
 _ENTRY_SECTION = ".text.entry"
 _NAMED = 5
 _SYMBOL_SIZE = 24
@@ -88,7 +89,9 @@ def _check_undefined(path: str, symbols: list[Section]) -> None:
     undefined = [
         symbol.name
         for symbol in symbols
-        if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name and symbol["st_info"]["bind"] != "STB_WEAK"
+        if symbol["st_shndx"] == "SHN_UNDEF"
+        and symbol["st_info"]["bind"] != "STB_WEAK"
+        and symbol.name not in ("", _LINKER_TABLE)
     ]
     if undefined:
         more = f" and {len(undefined) - _NAMED} more" if len(undefined) > _NAMED else ""

@@ -1,8 +1,8 @@
 /* A host for one guest program, as small as the contract allows: no preemption, no switching.
  *
- *   guest_host PROGRAM SEED ARGUMENT FEATURES [-i HEX] [-c WHEN OFFSET MASK]...
+ *   guest_host IMAGE SEED ARGUMENT FEATURES [-e ENTRY] [-i HEX] [-c WHEN OFFSET MASK]...
  *
- * -i puts bytes into the input area; -c flips the bits of MASK (64 bits) at OFFSET of the saved
+ * -e gives the offset of the entry, 0 unless told; -i puts bytes into the input area; -c flips the bits of MASK (64 bits) at OFFSET of the saved
  * XSAVE frame, or with OFFSET "rbx" of that register, at the WHENth yield through the port or gs.
  * Prints "operation N", "signal N", "yields N", "nanoseconds N", "block ADDRESS", "rsp ADDRESS"
  * and "result HEX". */
@@ -142,7 +142,13 @@ int main(int argc, char **argv)
     block->seed = strtoull(argv[2], NULL, 0);
     block->argument = strtoull(argv[3], NULL, 0);
     block->features = strtoull(argv[4], NULL, 0);
+    size_t entry = 0;
     for (int i = 5; i < argc;) {
+        if (strcmp(argv[i], "-e") == 0 && i + 1 < argc) {
+            entry = strtoull(argv[i + 1], NULL, 0);
+            i += 2;
+            continue;
+        }
         if (strcmp(argv[i], "-i") == 0 && i + 1 < argc) {
             const char *hex = argv[i + 1];
             for (unsigned byte; sscanf(hex, "%2x", &byte) == 1; hex += 2)
@@ -182,7 +188,7 @@ int main(int argc, char **argv)
         struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
         if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 || timer_settime(timer, 0, &when, NULL) != 0)
             return 2;
-        enter(memory, block, top, __builtin_cpu_supports("avx"));
+        enter(memory + entry, block, top, __builtin_cpu_supports("avx"));
     }
     /* the guest's flags, control words and registers came along */
     __asm__ volatile("pushq $0x202\n popfq\n fninit\n cld" ::: "cc", "memory");

@@ -91,8 +91,10 @@ def from_double(value: float) -> Number:
 
 def double_bits(number: Number) -> int:
     """The 64 bits of a number that is a double already."""
-    value = math.ldexp(*number) if number[0].bit_length() <= DOUBLE_BITS else float("nan")
-    (bits,) = struct.unpack("<Q", struct.pack("<d", value))
+    mantissa, exponent = number
+    if int(float(mantissa)) != mantissa:
+        raise ValueError(f"{mantissa} has more bits than a double")
+    (bits,) = struct.unpack("<Q", struct.pack("<d", math.ldexp(mantissa, exponent)))
     return int(bits)
 
 
