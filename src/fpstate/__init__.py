@@ -1,1 +1,64 @@
-"""fpstate: the floating-point and vector state of a context as an object."""
+"""fpstate: the floating-point and vector state of a context as an object.
+
+The public names. Those that need the native core are found when they are asked for, so that ``import fpstate``
+works where the core cannot be built; using them there raises ``UnsupportedHere``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fpstate import errors
+from fpstate.arch import Component, Cpu, Format, Layout
+from fpstate.errors import FpStateError, GuestOnlyComponentWarning
+from fpstate.image import Float80, Image, Mxcsr, Registers
+
+if TYPE_CHECKING:
+    from fpstate.engine.leak import audit
+    from fpstate.engine.native import NativeEngine
+    from fpstate.program import Program
+    from fpstate.vso import Kind, Manager, Pool, Scheduler, Vso
+
+_LATER = {
+    "Kind": "fpstate.vso",
+    "Manager": "fpstate.vso",
+    "NativeEngine": "fpstate.engine.native",
+    "Pool": "fpstate.vso",
+    "Program": "fpstate.program",
+    "Scheduler": "fpstate.vso",
+    "Vso": "fpstate.vso",
+    "audit": "fpstate.engine.leak",
+}
+
+__all__ = [
+    "Component",
+    "Cpu",
+    "Float80",
+    "Format",
+    "FpStateError",
+    "GuestOnlyComponentWarning",
+    "Image",
+    "Kind",
+    "Layout",
+    "Manager",
+    "Mxcsr",
+    "NativeEngine",
+    "Pool",
+    "Program",
+    "Registers",
+    "Scheduler",
+    "Vso",
+    "audit",
+    "errors",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

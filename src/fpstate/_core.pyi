@@ -4,8 +4,10 @@ All sizes and offsets are bytes, masks are component bitmaps as in XCR0. Errors 
 ``RestoreFault``, ``VsoError``, ``PoolExhausted``, ``ImageError``) come from ``fpstate.errors``.
 """
 
-from collections.abc import Buffer, Sequence
-from typing import Final, TypedDict, final
+from collections.abc import Sequence
+from typing import Final, TypedDict, final, type_check_only
+
+from typing_extensions import Buffer
 
 EXIT_NONE: Final[int]
 EXIT_CALL: Final[int]
@@ -15,6 +17,7 @@ EXIT_PREEMPTED: Final[int]
 EXIT_REFUSED: Final[int]
 EXIT_EXPIRED: Final[int]
 
+@type_check_only
 class Features(TypedDict):
     xcr0: int
     managed_mask: int

@@ -1,1 +1,1 @@
-"""command"""
+"""The command line: one module per verb."""

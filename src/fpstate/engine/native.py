@@ -39,7 +39,7 @@ else:
     _CORE_ERROR = None
 
 RSP, RDI = 4, 7
-REGISTER_COUNT = 16
+_BUDGET_NS = 20_000_000
 
 
 def missing() -> str | None:
@@ -57,7 +57,9 @@ def missing() -> str | None:
 class NativeVcpu:
     """A VSO, general registers, private memory and a program. Ended, ``exit`` tells how and ``block`` what it left."""
 
-    def __init__(self, engine: NativeEngine, vso: Vso, program: Program, block: Block, memory_size: int) -> None:
+    def __init__(
+        self, engine: NativeEngine, vso: Vso, program: Program, block: Block, memory_size: int
+    ) -> None:
         self.name = program.name
         self.vso = vso
         self.exit: Exit | None = None
@@ -72,7 +74,6 @@ class NativeVcpu:
         self.core.set_register(RDI, self.memory.block)
         self.core.shrink_after = engine.manager.shrink_after
         self.core.cycle_limit = engine.cycle_limit
-        self.core.restore_mask = engine.restore_mask(vso)
         self.attach()
 
     @property
@@ -89,6 +90,7 @@ class NativeVcpu:
         """Tell the core where the VSO's buffer lies now."""
         buffer = self.vso.buffer
         self.core.attach(buffer.view if buffer else None, self.vso.xfeatures)
+        self.core.restore_mask = self.engine.restore_mask(self.vso)
 
     def end(self, exit: Exit) -> None:
         """Keep how it ended, and give state and memory back."""
@@ -117,7 +119,9 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, manager: Manager, *, timeout: float | None = None, compact: bool | None = None) -> None:
+    def __init__(
+        self, manager: Manager, *, timeout: float | None = None, compact: bool | None = None
+    ) -> None:
         lacking = missing()
         if lacking:
             raise UnsupportedHere(lacking, help="the model needs no native core; see: fpstate cpu")
@@ -207,6 +211,16 @@ class NativeQueue:
         finally:
             self.engine.manager.count_switches(self.core.saves - saves, self.core.switches - switches)
 
+    def run_slices(self, quantum_ns: int, slices: int) -> list[NativeVcpu]:
+        """Run about so many slices, or until none can run; returns the vCPUs that ended."""
+        ended = []
+        end = self.core.switches + slices
+        while len(self.core) and self.core.switches < end:
+            vcpu = self.run(quantum_ns, _BUDGET_NS, end - self.core.switches)
+            if vcpu:
+                ended.append(vcpu)
+        return ended
+
     def report(self) -> RunReport:
         """Return what was done so far, with the last 65536 switch times."""
         per_cycle = 1e9 / _core.tsc_hz()
@@ -238,7 +252,10 @@ class NativeQueue:
     def _grow(self, vcpu: NativeVcpu) -> None:
         try:
             self.engine.manager.store(
-                vcpu.vso, vcpu.core.in_use, self.engine.spill_layout, lambda view, moves: self._unspill(view, moves)
+                vcpu.vso,
+                vcpu.core.in_use,
+                self.engine.spill_layout,
+                lambda view, moves: self._unspill(view, moves),
             )
         except BaseException:
             _core.unspill(bytearray(), ())

@@ -27,8 +27,8 @@ class Exit:
 
     ``code`` is the operation of an orderly exit. For faults: the ``signal``'s name, ``si_code``, the exception's
     ``vector`` and ``error_code``, the ``address`` (of the access for page faults, else of the instruction) and
-    ``rip``, both relative to the guest's memory where ``in_memory`` says that they lie there.
-    ``error`` is the reason of DENIED and REFUSED.
+    ``rip``, both counted from the program's base where they lie in the guest's memory. ``error`` is the reason of
+    DENIED and REFUSED, and of FAILED where the program spoilt its result.
     """
 
     kind: ExitKind
@@ -46,13 +46,13 @@ class Exit:
             case ExitKind.FAULT:
                 return f"{self.signal} (vector {self.vector}) at {self.rip:#x}, address {self.address:#x}"
             case ExitKind.FAILED:
-                return f"failed with code {self.code:#x}"
+                return f"failed with code {self.code:#x}{f': {self.error}' if self.error else ''}"
             case ExitKind.DENIED | ExitKind.REFUSED:
                 return f"{self.kind.value}: {self.error}"
             case ExitKind.EXPIRED:
                 return "used up its processor time"
             case _:
-                return self.kind.value
+                return "finished"
 
 
 class Vcpu(Protocol):

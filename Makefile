@@ -1,0 +1,58 @@
+# Verbs: run, test, lint, bench, clean. Each does the set-up that it needs.
+# PYTHON=/path/to/python chooses another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find src/fpstate/_core programs -type f) CMakeLists.txt pyproject.toml
+SANITIZED := build/sanitize
+
+# Warnings of the C compiler are errors in CI, not on machines whose compilers we have not met.
+STRICT := $(if $(CI),ON,OFF)
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: run test lint bench sanitize clean
+
+run: $(VENV)/installed
+	$(BIN)/fpstate run
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fpstate._core --allowlist tools/stubtest-allowed.txt --ignore-unused-allowlist
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/round_trip.py
+
+# The core once more, with AddressSanitizer and UndefinedBehaviorSanitizer, under its own tests.
+sanitize: $(SANITIZED)/installed
+	./tools/sanitized.sh $(SANITIZED)/bin/python -m pytest tests/hardware -p no:cacheprovider
+
+$(VENV)/bin/python:
+	./tools/prepare.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(NATIVE) | $(VENV)/bin/python
+	$(BIN)/python $(PIP) -C cmake.define.FPSTATE_STRICT=$(STRICT) --editable .
+	touch $@
+
+$(VENV)/installed-test $(VENV)/installed-lint: $(VENV)/installed-%: $(VENV)/installed
+	$(BIN)/python $(PIP) -C cmake.define.FPSTATE_STRICT=$(STRICT) --editable '.[$*]'
+	touch $@
+
+$(SANITIZED)/installed: $(NATIVE) $(shell find src -name '*.py') | $(VENV)/bin/python
+	$(PYTHON) -m venv $(SANITIZED)
+	$(SANITIZED)/bin/python $(PIP) --force-reinstall --no-deps -C build-dir=$(SANITIZED)/cmake \
+		-C cmake.define.FPSTATE_STRICT=$(STRICT) -C cmake.define.FPSTATE_SANITIZE=address,undefined .
+	$(SANITIZED)/bin/python $(PIP) '.[test]' -C build-dir=$(SANITIZED)/cmake \
+		-C cmake.define.FPSTATE_SANITIZE=address,undefined
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""``python -m fpstate``: the same as the command ``fpstate``."""
+
+import sys
+
+from fpstate.command.main import main
+
+sys.exit(main())

@@ -1,0 +1,90 @@
+"""Which programs a run runs, with what data, and what each must answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fpstate.arch.component import mask_text
+from fpstate.errors import ProgramError, UnsupportedHere
+from fpstate.program.builtin import BUILTIN, Builtin
+from fpstate.program.fault import FAULTS
+from fpstate.program.load import Format, Program
+
+FAULT_PREFIX = "faults/"
+SEEDS = 8
+"""Distinct data of a built-in program in one mix: its known results are computed once each."""
+CANARY_SEEDS = 1 << 32
+"""Every canary has a seed, and so a pattern, of its own; far from the other programs' data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One vCPU's program and data. ``builtin`` knows the result; None for a program of the user's own."""
+
+    program: Program
+    builtin: Builtin | None
+    seed: int
+    argument: int
+
+    def check(self, result: bytes, features: int) -> str | None:
+        """Return what is wrong with a result, or None where it is right or not known."""
+        if self.builtin is None:
+            return None
+        return self.builtin.check(result, self.seed, self.argument, features)
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """The programs that take turns, and what was left out of the default mix, with the reason."""
+
+    programs: tuple[tuple[Program, Builtin | None], ...]
+    left_out: tuple[tuple[str, str], ...]
+
+    def jobs(self, count: int, seed: int, argument: int | None) -> list[Job]:
+        """Return ``count`` jobs, the programs in turn."""
+        return [self._job(index, seed, argument) for index in range(count)]
+
+    def _job(self, index: int, seed: int, argument: int | None) -> Job:
+        program, builtin = self.programs[index % len(self.programs)]
+        turn = index // len(self.programs)
+        own = CANARY_SEEDS + seed + turn if builtin and builtin.name == "canary" else seed + turn % SEEDS
+        work = argument if argument is not None else builtin.default_argument if builtin else 0
+        return Job(program, builtin, own, work)
+
+
+def choose(names: Sequence[str], usable: int, *, format: Format | None) -> Mix:
+    """Return the mix of these programs, or without any of all built-in ones that can run on ``usable`` components.
+
+    Raises ProgramError for a file that cannot be run, UnsupportedHere for a named one that needs more.
+    """
+    if names:
+        return Mix(tuple(_named(name, usable, format) for name in names), ())
+    chosen, left_out = [], []
+    for builtin in BUILTIN.values():
+        lacking = builtin.required & ~usable
+        if lacking:
+            left_out.append((builtin.name, f"needs {mask_text(lacking)}"))
+        elif builtin.name != "probe":
+            chosen.append((builtin.load(), builtin))
+    return Mix(tuple(chosen), tuple(left_out))
+
+
+def _named(name: str, usable: int, format: Format | None) -> tuple[Program, Builtin | None]:
+    builtin = BUILTIN.get(name)
+    if builtin:
+        lacking = builtin.required & ~usable
+        if lacking:
+            raise UnsupportedHere(f"{name} needs {mask_text(lacking)}", help="see: fpstate cpu")
+        return builtin.load(), builtin
+    if name.startswith(FAULT_PREFIX):
+        fault = FAULTS.get(name.removeprefix(FAULT_PREFIX))
+        if fault is None:
+            raise ProgramError(name, "no such program", help="known: " + ", ".join(FAULTS))
+        return fault.load(), None
+    try:
+        return Program.from_file(name, format=format), None
+    except ProgramError as error:
+        if "/" not in name and "." not in name:
+            error.help = f"{error.help} Built in are: {', '.join(BUILTIN)}."
+        raise

@@ -1,0 +1,266 @@
+"""``fpstate run``: many vCPUs on few processors, each with its own floating-point and vector state."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fpstate.arch.component import mask_text
+from fpstate.arch.cpu import Cpu
+from fpstate.command.mix import Job, choose
+from fpstate.command.quantity import count, duration, nanoseconds, size
+from fpstate.engine.leak import audit
+from fpstate.engine.memory import DEFAULT_MEMORY
+from fpstate.engine.native import NativeEngine, NativeVcpu
+from fpstate.vso.audit import AuditReport
+from fpstate.vso.manager import Manager
+from fpstate.vso.permission import FpuConfig, Kind
+from fpstate.vso.scheduler import RunReport, Scheduler
+from fpstate.vso.vcpu import ExitKind
+
+SCHEMA = "fpstate-run/1"
+LARGEST = "sapphire-rapids"
+SHOWN = 10
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything that a run found out."""
+
+    seconds: float
+    report: RunReport
+    manager: Manager
+    audit: AuditReport
+    jobs: list[tuple[Job, NativeVcpu]]
+    wrong: list[str]
+    left_out: tuple[tuple[str, str], ...]
+    processors: int
+
+    @property
+    def ends(self) -> Counter[str]:
+        """How many vCPUs ended in which way."""
+        return Counter(vcpu.exit.kind.value if vcpu.exit else "unfinished" for _, vcpu in self.jobs)
+
+    @property
+    def clean(self) -> bool:
+        """Whether every vCPU finished with the right result and nothing leaked."""
+        return not self.wrong and self.audit.clean and self.ends["finished"] == len(self.jobs)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb ``run`` to the command line."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run many vCPUs on few processors, check every result, look for leaks",
+        description="Run guest programs as user-mode vCPUs in this process, on the real FPU. Trusted code only: "
+        "a guest shares the memory of this process. Without PROGRAM: a mix of the built-in ones.",
+    )
+    parser.add_argument("program", nargs="*", metavar="PROGRAM", help="built-in name, ELF file or flat .bin")
+    parser.add_argument("--vcpus", type=count, default=1000, metavar="N", help="how many contexts (1000)")
+    parser.add_argument(
+        "--quantum", type=nanoseconds, default=100_000, metavar="TIME", help="preempt after (100us)"
+    )
+    parser.add_argument("--processors", type=count, default=1, metavar="N", help="host threads (1)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="varies the data (1)")
+    parser.add_argument("--argument", type=count, metavar="N", help="amount of work for each program")
+    parser.add_argument("--timeout", type=nanoseconds, default=10_000_000_000, metavar="TIME",
+                        help="processor time that each vCPU may use (10s)")  # fmt: skip
+    parser.add_argument(
+        "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="of each vCPU (64k)"
+    )
+    parser.add_argument(
+        "--guest", action="store_true", help="give the contexts guest VSOs instead of host VSOs"
+    )
+    parser.add_argument(
+        "--flat", action="store_true", help="PROGRAM files are flat binaries, whatever their name"
+    )
+    parser.add_argument("--no-audit", action="store_true", help="leave out the leak audit")
+    parser.add_argument("--json", action="store_true", help=f"print JSON with the schema {SCHEMA}")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run and report; 1 where a result is wrong, a vCPU did not finish, or anything leaked."""
+    outcome = execute(args)
+    if args.json:
+        print(json.dumps(describe(outcome), indent=2))
+    else:
+        print("\n".join(text(outcome)))
+    return 0 if outcome.clean else 1
+
+
+def execute(args: argparse.Namespace) -> Outcome:
+    """Run the vCPUs, check their results, then look for leaks on an engine of its own."""
+    manager = Manager()
+    engine = NativeEngine(manager, timeout=args.timeout / 1e9)
+    scheduler = Scheduler(engine, quantum_ns=args.quantum, processors=args.processors)
+    mix = choose(args.program, engine.managed, format="flat" if args.flat else None)
+    kind = Kind.GUEST if args.guest else Kind.HOST
+    jobs = [
+        (
+            job,
+            engine.vcpu(
+                job.program, seed=job.seed, argument=job.argument, kind=kind, memory_size=args.memory
+            ),
+        )
+        for job in mix.jobs(args.vcpus, args.seed, args.argument)
+    ]
+    started = time.perf_counter()
+    with _Progress(len(jobs), quiet=args.json) as (advance, draw):
+        report = scheduler.run((vcpu for _, vcpu in jobs), on_exit=lambda vcpu: advance(), on_pause=draw)
+    seconds = time.perf_counter() - started
+    leaks = AuditReport() if args.no_audit else audit(NativeEngine(Manager(), timeout=args.timeout / 1e9))
+    return Outcome(
+        seconds=seconds,
+        report=report,
+        manager=manager,
+        audit=leaks,
+        jobs=jobs,
+        wrong=[problem for job, vcpu in jobs if (problem := _problem(job, vcpu))],
+        left_out=mix.left_out,
+        processors=args.processors,
+    )
+
+
+def describe(outcome: Outcome) -> dict[str, Any]:
+    """Return the outcome as JSON-ready data; bytes, and nanoseconds."""
+    counts, report = outcome.manager.statistics(), outcome.report
+    median, high = _switch_times(report)
+    static, largest = _static_sizes(outcome)
+    return {
+        "schema": SCHEMA,
+        "vcpus": len(outcome.jobs),
+        "processors": outcome.processors,
+        "finished": outcome.ends["finished"],
+        "wrong": len(outcome.wrong),
+        "checked": sum(job.builtin is not None and vcpu.block is not None for job, vcpu in outcome.jobs),
+        "ends": dict(outcome.ends),
+        "faults": sum(count for kind, count in outcome.ends.items() if kind != "finished"),
+        "switches": report.switches,
+        "preemptions": report.preemptions,
+        "yields": report.yields,
+        "seconds": round(outcome.seconds, 6),
+        "ns_per_switch": {"median": median, "p99": high, "samples": len(report.switch_ns)},
+        "growths": counts.growths,
+        "parks": counts.parks,
+        "state_bytes_peak": counts.bytes_peak,
+        "state_bytes_end": counts.bytes_held,
+        "static_bytes": static * len(outcome.jobs),
+        "largest_static_bytes": largest * len(outcome.jobs),
+        "leaked_bytes": outcome.audit.leaked_bytes,
+        "audit": {
+            "canaries": outcome.audit.canaries,
+            "searched_bytes": outcome.audit.searched_bytes,
+            "leaks": [str(leak) for leak in outcome.audit.leaks[:SHOWN]],
+            "damaged": outcome.audit.damaged[:SHOWN],
+        },
+        "problems": [*_ends_badly(outcome), *outcome.wrong][:SHOWN],
+        "left_out": dict(outcome.left_out),
+    }
+
+
+def text(outcome: Outcome) -> list[str]:
+    """Return the summary for people."""
+    data = describe(outcome)
+    static, largest = _static_sizes(outcome)
+    cpu, peak = outcome.manager.config.cpu, data["state_bytes_peak"]
+    enabled = outcome.manager.config.user_max.features
+    times = data["ns_per_switch"]
+    lines = [
+        f"{data['vcpus']} vCPUs on {outcome.processors} processor{'s' * (outcome.processors > 1)}, "
+        f"{cpu.vendor} family {cpu.family} model {cpu.model}, {mask_text(enabled)}",
+        "",
+        f"  finished      {data['finished']} of {data['vcpus']} in {outcome.seconds:.2f} s, "
+        f"{data['faults']} ended by a fault or limit",
+        f"  results       {data['checked']} checked, {data['wrong']} wrong",
+        f"  switches      {data['switches']}, of which {data['preemptions']} by preemption in guest code",
+    ]
+    if times["samples"]:
+        lines.append(
+            f"  one switch    median {duration(times['median'])}, 99th percentile {duration(times['p99'])}"
+        )
+    lines += [
+        f"  state, peak   {peak} bytes: {peak / data['static_bytes']:.2f} of {static} for each, "
+        f"{peak / data['largest_static_bytes']:.2f} of Sapphire Rapids' {largest}",
+        f"  state, end    {data['state_bytes_end']} bytes",
+        f"  growths       {data['growths']}, parks {data['parks']}",
+    ]
+    if outcome.audit.canaries:
+        lines.append(
+            f"  leak audit    {data['leaked_bytes']} bytes leaked, {len(outcome.audit.damaged)} contexts damaged "
+            f"({outcome.audit.canaries} canaries, {outcome.audit.searched_bytes} bytes searched)"
+        )
+    lines += [f"  left out      {name}: {reason}" for name, reason in outcome.left_out]
+    problems = [*_ends_badly(outcome), *outcome.wrong, *map(str, outcome.audit.leaks), *outcome.audit.damaged]
+    lines += [f"  ! {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  ! and {len(problems) - SHOWN} more")
+    return lines
+
+
+def _problem(job: Job, vcpu: NativeVcpu) -> str | None:
+    """Say what is wrong with the result of a vCPU that finished."""
+    if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED or vcpu.block is None:
+        return None
+    return job.check(vcpu.block.result, vcpu.block.features)
+
+
+def _ends_badly(outcome: Outcome) -> list[str]:
+    """Return each way in which vCPUs ended other than by finishing, the most frequent first."""
+    ways = Counter(
+        f"{job.program.name}: {vcpu.exit or 'did not end'}"
+        for job, vcpu in outcome.jobs
+        if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED
+    )
+    return [f"{way} ({number} vCPUs)" if number > 1 else way for way, number in ways.most_common()]
+
+
+def _switch_times(report: RunReport) -> tuple[float | None, float | None]:
+    if not report.switch_ns:
+        return None, None
+    ordered = sorted(report.switch_ns)
+    return round(statistics.median(ordered), 1), round(ordered[len(ordered) * 99 // 100], 1)
+
+
+def _static_sizes(outcome: Outcome) -> tuple[int, int]:
+    """Bytes of one context's blob of fixed size: on this processor, and on the largest of the catalog."""
+    largest = FpuConfig.from_cpu(Cpu.catalog(LARGEST)).user_max.size
+    return outcome.manager.config.user_default.size, largest
+
+
+class _Progress:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, total: int, *, quiet: bool) -> None:
+        self.total = total
+        self.ended = 0
+        self.bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task("vCPUs finished", total=self.total)
+        return self._advance, self._draw
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def _advance(self) -> None:
+        self.ended += 1
+
+    def _draw(self) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=self.ended)

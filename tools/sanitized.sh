@@ -1,0 +1,10 @@
+#!/bin/sh
+# Run a command with the sanitizers' run-time libraries. The core handles the fault signals itself,
+# and Python's own allocations are not looked at for leaks: the tests count those.
+set -eu
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
+ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0:handle_segv=0:handle_sigbus=0:handle_sigill=0:handle_sigfpe=0
+UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+FPSTATE_SANITIZED=1
+export LD_PRELOAD ASAN_OPTIONS UBSAN_OPTIONS FPSTATE_SANITIZED
+exec "$@"
