@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from fractions import Fraction
@@ -9,7 +10,8 @@ from fractions import Fraction
 import pytest
 
 from fpstate.program import BUILTIN, canary_pattern, parse_probe
-from fpstate.program.expected import canary, probe, spin, x87_pi
+from fpstate.program.expected import canary, probe, rounding_sum, spin, x87_pi
+from fpstate.program.expected.rounding import Mode
 
 SEEDS = (0, 1, 7, 0xDEADBEEFCAFEBABE, (1 << 64) - 1)
 COMPUTING = sorted(set(BUILTIN) - {"probe"})
@@ -103,6 +105,18 @@ def test_jumping_ahead_agrees_with_stepping():
     for _ in range(1000):
         lanes = tuple(spin.step(lane) for lane in lanes)
     assert struct.unpack("<12Q", spin.answer(99, 1000, 0)) == lanes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_control_word_lost_to_its_initial_value_changes_the_sums(seed):
+    initial = rounding_sum.sse_pass(seed, Mode.NEAREST, False, False)
+    for mode, flush, zeros in itertools.product(Mode, (False, True), (False, True)):
+        same = rounding_sum.sse_pass(seed, mode, flush, zeros) == initial
+        assert same == ((mode, flush, zeros) == (Mode.NEAREST, False, False))
+    initial = rounding_sum.x87_pass(seed, Mode.NEAREST, 64)
+    for mode, bits in itertools.product(Mode, (24, 53, 64)):
+        same = rounding_sum.x87_pass(seed, mode, bits) == initial
+        assert same == ((mode, bits) == (Mode.NEAREST, 64))
 
 
 # Offsets in the XSAVE frame (SDM Vol. 1, 13.4.1), and what the canary calls the register there.
