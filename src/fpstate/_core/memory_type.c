@@ -57,9 +57,20 @@ static bool inside(const Memory *self, Py_ssize_t offset, Py_ssize_t length)
 {
     if (offset >= 0 && length >= 0 && offset <= self->size && length <= self->size - offset)
         return true;
-    PyErr_Format(PyExc_ValueError, "bytes %zd to %zd lie outside the guest's %zd bytes", offset, offset + length,
+    PyErr_Format(PyExc_ValueError, "%zd bytes at offset %zd lie outside the guest's %zd bytes", length, offset,
                  self->size);
     return false;
+}
+
+static bool writable(const Memory *self, Py_ssize_t offset, Py_ssize_t length)
+{
+    for (Py_ssize_t page = offset / PAGE; length && page <= (offset + length - 1) / PAGE; page++) {
+        if (!self->writable[page]) {
+            PyErr_Format(PyExc_ValueError, "page %zd of the guest's memory is not writable", page);
+            return false;
+        }
+    }
+    return true;
 }
 
 static PyObject *memory_write(PyObject *object, PyObject *args)
@@ -69,13 +80,7 @@ static PyObject *memory_write(PyObject *object, PyObject *args)
     Py_buffer data;
     if (!PyArg_ParseTuple(args, "ny*:write", &offset, &data))
         return NULL;
-    bool allowed = inside(self, offset, data.len);
-    for (Py_ssize_t page = offset / PAGE; allowed && data.len && page <= (offset + data.len - 1) / PAGE; page++) {
-        if (!self->writable[page]) {
-            PyErr_Format(PyExc_ValueError, "page %zd of the guest's memory is not writable", page);
-            allowed = false;
-        }
-    }
+    bool allowed = inside(self, offset, data.len) && writable(self, offset, data.len);
     if (allowed)
         memcpy(self->start + offset, data.buf, (size_t)data.len);
     PyBuffer_Release(&data);

@@ -125,9 +125,12 @@ static void continue_at(const char *label, struct vcpu *vcpu, greg_t *registers)
     registers[REG_EFL] = FLAGS_CLEAN;
 }
 
+/* The kernel keeps a guest's AC flag for the handler: misaligned accesses would fault here. A guest may also have
+ * changed the fs base. */
 static struct carrier *interrupted_carrier(void)
 {
     char here;
+    __builtin_ia32_writeeflags_u64(FLAGS_CLEAN);
     struct carrier *carrier = carrier_owning(&here);
     if (carrier && fsbase_read() != carrier->host_fs)
         fsbase_write(carrier->host_fs);
