@@ -158,8 +158,12 @@ class Queue:
         """Run the vCPUs in turn, without the GIL, until one needs a decision and leaves the queue.
 
         A timer preempts at least every ``quantum_ns``. Returns None when ``budget_ns`` or ``max_slices`` are
-        used up, or the queue is empty. While it runs no signal but the core's own reaches this thread.
+        used up, or the queue is empty. While it runs no signal but the core's own reaches this thread; where a
+        handler that waited for its end raises, a vCPU that needs a decision is held: the next run returns it.
         """
+
+    def take_held(self) -> Vcpu | None:
+        """Return the vCPU that waits for its decision because a signal's handler raised, if there is one."""
 
     def samples(self) -> bytes:
         """Return the last 65536 switch times: u32 TSC cycles from one guest's leaving to the next one's entry."""

@@ -48,6 +48,28 @@ class LayoutError(FpStateError):
     """A layout cannot be made, or does not hold what was asked of it."""
 
 
+class AmbiguousLayout(LayoutError):
+    """Several known layouts fit the bytes; ``candidates`` names processors of each."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, candidates: list[str]) -> None:
+        super().__init__(message, help="name the producer with --cpu; candidates: " + ", ".join(candidates))
+        self.candidates = candidates
+
+
+class SourceError(FpStateError):
+    """A file or process that yields no state; ``source`` names it, ``offset`` is where it went wrong, if anywhere."""
+
+    def __init__(
+        self, source: str, message: str, *, offset: int | None = None, help: str | None = None
+    ) -> None:
+        where = "" if offset is None else f" at byte {offset}"
+        super().__init__(f"{source}{where}: {message}", help=help)
+        self.source = source
+        self.offset = offset
+
+
 class ImageError(FpStateError):
     """Bytes that are no legal image; ``offset`` is where, ``found`` and ``expected`` what."""
 

@@ -64,8 +64,10 @@ static void end_of_thread(void *raw)
 static void in_child(void)
 {
     mine = NULL;
+    pthread_setspecific(at_thread_exit, NULL); /* else it would delete a timer that is the child's */
     for (int i = 0; i < CARRIERS; i++)
         atomic_store(&carriers[i], NULL);
+    signals_in_child();
 }
 
 static void prepare(void)

@@ -146,6 +146,7 @@ void spill_settle(struct vcpu *vcpu, struct carrier *carrier);
 int signals_acquire(void); /* our handlers are in place until the matching release */
 void signals_release(void);
 int tick_signal(void);
+void signals_in_child(void); /* after fork */
 
 /* carrier.c: this thread as one that runs guests */
 struct carrier *carrier_of_thread(void); /* NULL with errno where there is no memory or timer */

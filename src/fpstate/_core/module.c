@@ -129,7 +129,10 @@ static bool move_pieces(const struct carrier *carrier, const Py_buffer *to, PyOb
     for (Py_ssize_t i = 0; i < count; i++) {
         Py_ssize_t source, target, size;
         PyObject *piece = PySequence_GetItem(moves, i);
-        bool parsed = piece && PyArg_ParseTuple(piece, "nnn;a move is (from, to, size)", &source, &target, &size);
+        if (piece && !PyTuple_Check(piece))
+            PyErr_SetString(PyExc_TypeError, "a move is a tuple (from, to, size)");
+        bool parsed = piece && PyTuple_Check(piece) &&
+                      PyArg_ParseTuple(piece, "nnn;a move is (from, to, size)", &source, &target, &size);
         Py_XDECREF(piece);
         if (!parsed)
             return false;
@@ -182,7 +185,11 @@ static PyObject *core_bench_pairs(PyObject *module, PyObject *args)
     struct timespec start, end;
     memcpy(first, image.buf, (size_t)image.len);
     PyBuffer_Release(&image);
-    int refused = signals_acquire() ? -1 : xstate_exchange(first, first + area, mask, mask, 1);
+    if (signals_acquire()) {
+        release_scratch(first, area);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    int refused = xstate_exchange(first, first + area, mask, mask, 1);
     if (!refused) {
         memcpy(first, first + area, area);
         clock_gettime(CLOCK_MONOTONIC, &start);

@@ -166,5 +166,7 @@ int queue_run(struct queue *queue, const struct run_limits *limits, struct vcpu 
     queue->ticks_in_host += carrier->ticks_in_host - missed;
     carrier_stop(carrier, &old_stack, &old_mask);
     signals_release();
+    if (!*decision || !(*decision)->spilled)
+        memset(carrier->spill, 0, carrier->spill_size); /* standard saves pass through here: leave none behind */
     return 0;
 }

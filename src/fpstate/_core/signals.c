@@ -16,7 +16,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { GENERAL_PROTECTION = 13, PAGE_FAULT = 14, FLAGS_CLEAN = 2 };
+enum { DEBUG = 1, GENERAL_PROTECTION = 13, PAGE_FAULT = 14, FLAGS_CLEAN = 2, TRAP_FLAG = 0x100 };
 enum { OUT_IMM8_EAX = 0xE7 };
 #define FP_XSTATE_MAGIC1_VALUE 0x46505853u
 #define SW_RESERVED_AT 464
@@ -60,6 +60,15 @@ static void chain(int signal, siginfo_t *info, void *context)
 static bool within(uint64_t address, const char *start, const char *end)
 {
     return address >= (uint64_t)start && address < (uint64_t)end;
+}
+
+/* A guest that sets TF and leaves by the exit call traps in the trampoline: it leaves all the same, without TF. */
+static bool single_step(int signal, greg_t *registers)
+{
+    if (signal != SIGTRAP || registers[REG_TRAPNO] != DEBUG || !(registers[REG_EFL] & TRAP_FLAG))
+        return false;
+    registers[REG_EFL] &= ~(greg_t)TRAP_FLAG;
+    return true;
 }
 
 /* Let sigreturn load initial values: what a refused XRSTOR left in the registers is nobody's. */
@@ -176,7 +185,8 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
         note_fault(vcpu, signal, info, registers);
         continue_at(vcpu_save, vcpu, registers);
     } else if (within(at, trampoline_start, trampoline_end)) {
-        chain(signal, info, raw);
+        if (!single_step(signal, registers))
+            chain(signal, info, raw);
     } else {
         keep_general_registers(vcpu, registers);
         if (port_write(vcpu, registers))
@@ -244,4 +254,14 @@ void signals_release(void)
         }
     }
     pthread_mutex_unlock(&users_mutex);
+}
+
+/* Another thread may have been running guests when this process forked: it is not here, nor is what it held. */
+void signals_in_child(void)
+{
+    pthread_mutex_init(&users_mutex, NULL);
+    if (users) {
+        users = 1;
+        signals_release();
+    }
 }

@@ -30,6 +30,7 @@ FEATURE_BITS: Final[Mapping[str, tuple[int, int, int, int]]] = MappingProxyType(
         "FPU": (0x1, 0, _EDX, 0),
         "FXSR": (0x1, 0, _EDX, 24),
         "SSE": (0x1, 0, _EDX, 25),
+        "POPCNT": (0x1, 0, _ECX, 23),
         "XSAVE": (0x1, 0, _ECX, 26),
         "OSXSAVE": (0x1, 0, _ECX, 27),
         "AVX": (0x1, 0, _ECX, 28),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fpstate.arch.component import mask_text
+from fpstate.arch.cpu import Cpu
 from fpstate.errors import ProgramError, UnsupportedHere
 from fpstate.program.builtin import BUILTIN, Builtin
 from fpstate.program.fault import FAULTS
@@ -53,29 +53,30 @@ class Mix:
         return Job(program, builtin, own, work)
 
 
-def choose(names: Sequence[str], usable: int, *, format: Format | None) -> Mix:
-    """Return the mix of these programs, or without any of all built-in ones that can run on ``usable`` components.
+def choose(names: Sequence[str], cpu: Cpu, usable: int, *, format: Format | None) -> Mix:
+    """Return the mix of these programs, or without any of all built-in ones that can run on a
+    processor with the components in ``usable``.
 
     Raises ProgramError for a file that cannot be run, UnsupportedHere for a named one that needs more.
     """
     if names:
-        return Mix(tuple(_named(name, usable, format) for name in names), ())
+        return Mix(tuple(_named(name, cpu, usable, format) for name in names), ())
     chosen, left_out = [], []
     for builtin in BUILTIN.values():
-        lacking = builtin.required & ~usable
-        if lacking:
-            left_out.append((builtin.name, f"needs {mask_text(lacking)}"))
+        missing = builtin.missing(cpu, usable)
+        if missing:
+            left_out.append((builtin.name, f"needs {missing}"))
         elif builtin.name != "probe":
             chosen.append((builtin.load(), builtin))
     return Mix(tuple(chosen), tuple(left_out))
 
 
-def _named(name: str, usable: int, format: Format | None) -> tuple[Program, Builtin | None]:
+def _named(name: str, cpu: Cpu, usable: int, format: Format | None) -> tuple[Program, Builtin | None]:
     builtin = BUILTIN.get(name)
     if builtin:
-        lacking = builtin.required & ~usable
-        if lacking:
-            raise UnsupportedHere(f"{name} needs {mask_text(lacking)}", help="see: fpstate cpu")
+        missing = builtin.missing(cpu, usable)
+        if missing:
+            raise UnsupportedHere(f"{name} needs {missing}", help="see: fpstate cpu")
         return builtin.load(), builtin
     if name.startswith(FAULT_PREFIX):
         fault = FAULTS.get(name.removeprefix(FAULT_PREFIX))

@@ -101,7 +101,7 @@ def execute(args: argparse.Namespace) -> Outcome:
     manager = Manager()
     engine = NativeEngine(manager, timeout=args.timeout / 1e9)
     scheduler = Scheduler(engine, quantum_ns=args.quantum, processors=args.processors)
-    mix = choose(args.program, engine.managed, format="flat" if args.flat else None)
+    mix = choose(args.program, manager.config.cpu, engine.managed, format="flat" if args.flat else None)
     kind = Kind.GUEST if args.guest else Kind.HOST
     jobs = [
         (

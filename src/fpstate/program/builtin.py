@@ -8,6 +8,8 @@ from functools import lru_cache
 from types import MappingProxyType, ModuleType
 from typing import Final
 
+from fpstate.arch.component import mask_text
+from fpstate.arch.cpu import Cpu
 from fpstate.program.block import AVX, AVX512, SSE, X87
 from fpstate.program.expected import (
     avx512_matmul,
@@ -51,6 +53,14 @@ class Builtin:
     def load(self) -> Program:
         """The program itself; raises UnsupportedHere when it is not built."""
         return _load(self.name)
+
+    def missing(self, cpu: Cpu, usable: int) -> str | None:
+        """What ``cpu`` lacks for it, with the components in ``usable``; None where it can run."""
+        components = self.required & ~usable
+        if components:
+            return mask_text(components)
+        flags = [flag for flag in self.cpu_flags if not cpu.has(flag.upper())]
+        return ", ".join(flags) or None
 
     def expected(self, seed: int, argument: int | None = None, features: int = _BASE) -> bytes:
         """The exact result of a run; ``argument`` None stands for the default amount of work."""
