@@ -16,7 +16,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { DEBUG = 1, GENERAL_PROTECTION = 13, PAGE_FAULT = 14, FLAGS_CLEAN = 2, TRAP_FLAG = 0x100 };
+enum { DEBUG = 1, GENERAL_PROTECTION = 13, PAGE_FAULT = 14, FLAGS_CLEAN = 2 };
+enum { TRAP_FLAG = 0x100, ALIGNMENT_FLAG = 0x40000 };
 enum { OUT_IMM8_EAX = 0xE7 };
 #define FP_XSTATE_MAGIC1_VALUE 0x46505853u
 #define SW_RESERVED_AT 464
@@ -134,12 +135,12 @@ static void continue_at(const char *label, struct vcpu *vcpu, greg_t *registers)
     registers[REG_EFL] = FLAGS_CLEAN;
 }
 
-/* The kernel keeps a guest's AC flag for the handler: misaligned accesses would fault here. A guest may also have
- * changed the fs base. */
+/* The kernel keeps a guest's AC flag for the handler: misaligned accesses would fault here. The other flags stay, as
+ * sigreturn takes ID from here and not from the frame. A guest may also have changed the fs base. */
 static struct carrier *interrupted_carrier(void)
 {
     char here;
-    __builtin_ia32_writeeflags_u64(FLAGS_CLEAN);
+    __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~(uint64_t)ALIGNMENT_FLAG);
     struct carrier *carrier = carrier_owning(&here);
     if (carrier && fsbase_read() != carrier->host_fs)
         fsbase_write(carrier->host_fs);
