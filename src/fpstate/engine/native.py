@@ -19,9 +19,11 @@ from fpstate.engine.memory import DEFAULT_MEMORY, GuestMemory
 from fpstate.errors import (
     FpStateError,
     PermissionRequestError,
+    PoolExhausted,
     ProgramError,
     RestoreFault,
     UnsupportedHere,
+    VsoError,
 )
 from fpstate.program.block import ENTRY_RFLAGS, FAILED, FINISHED, YIELD, Block
 from fpstate.program.load import Program
@@ -187,14 +189,17 @@ class NativeQueue:
         return len(self.core)
 
     def add(self, vcpu: NativeVcpu) -> None:
-        """Put a vCPU behind all others."""
-        self._members[vcpu.core] = vcpu
+        """Put a vCPU behind all others. Raises VsoError where it ended, or is in a queue already."""
+        if vcpu.exit is not None:
+            raise VsoError(f"{vcpu.name} has ended: {vcpu.exit}", help="make another vCPU to run the program again")
         self.core.add(vcpu.core)
+        self._members[vcpu.core] = vcpu
 
     def run(self, quantum_ns: int, budget_ns: int, max_slices: int = 0) -> NativeVcpu | None:
         """Run until a vCPU ends, and return it; None when budget or slices are used up or none can run.
 
-        ``max_slices`` counts from the last decision.
+        ``max_slices`` counts from the last decision. A KeyboardInterrupt, or what another signal's handler raises,
+        leaves a queue that can be run again; a vCPU that ended at that moment is told by its ``exit`` alone.
         """
         saves, switches = self.core.saves, self.core.switches
         try:
@@ -202,12 +207,14 @@ class NativeQueue:
                 core = self.core.run(quantum_ns, budget_ns, max_slices)
                 if core is None:
                     return None
-                vcpu = self._members[core]
-                if self._decide(vcpu):
-                    self.core.add(core)
-                else:
-                    del self._members[core]
+                vcpu = self._settle(core)
+                if vcpu:
                     return vcpu
+        except BaseException:
+            held = self.core.take_held()
+            if held:
+                self._settle(held)
+            raise
         finally:
             self.engine.manager.count_switches(self.core.saves - saves, self.core.switches - switches)
 
@@ -233,6 +240,15 @@ class NativeQueue:
             switch_ns=tuple(count * per_cycle for count in cycles),
         )
 
+    def _settle(self, core: _core.Vcpu) -> NativeVcpu | None:
+        """Decide about a vCPU; return it where it ended, else put it back."""
+        vcpu = self._members[core]
+        if self._decide(vcpu):
+            self.core.add(core)
+            return None
+        del self._members[core]
+        return vcpu
+
     def _decide(self, vcpu: NativeVcpu) -> bool:
         """Settle what the core left open; whether the vCPU goes on."""
         try:
@@ -246,6 +262,9 @@ class NativeQueue:
             ended = Exit(ExitKind.DENIED, code=error.component, rip=_rip(vcpu), error=error)
         except FpStateError as error:
             ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=error)
+        except MemoryError:
+            exhausted = PoolExhausted(f"no memory for {mask_text(vcpu.core.in_use)} of {vcpu.name}")
+            ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=exhausted)
         vcpu.end(ended)
         return False
 
