@@ -1,0 +1,81 @@
+"""What tests need of the machine: asked for by name, and skipped by the name of what is missing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fpstate.program import Program, include_dir
+
+Assemble = Callable[..., Program]
+
+GUEST_FLAGS = (
+    *("-std=c11", "-O2", "-nostdlib", "-ffreestanding", "-fPIC", "-static-pie", "-fcf-protection=none"),
+    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables"),
+    *("-Wl,--build-id=none", "-Wl,--hash-style=gnu", "-Wl,-z,noexecstack"),
+)
+PROLOGUE = '#include "fpstate_guest.h"\n.intel_syntax noprefix\nFPSTATE_ENTRY\n'
+EPILOGUE = '\n    ud2\n.section .note.GNU-stack, "", @progbits\n'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: long runs with many contexts and preemptions, a part of CI")
+
+
+@pytest.fixture(scope="session")
+def core() -> ModuleType:
+    """The native core, on a processor with XSAVE."""
+    core = pytest.importorskip("fpstate._core", reason="the native core (fpstate._core) is not built")
+    if not core.features()["xcr0"]:
+        pytest.skip("XSAVE is not enabled (CPUID.1:ECX[27], OSXSAVE)")
+    return core
+
+
+@pytest.fixture(scope="session")
+def native(core: ModuleType) -> ModuleType:
+    """The native core on a machine where it can run guests."""
+    from fpstate.engine.native import missing
+
+    if lacking := missing():
+        pytest.skip(lacking)
+    return core
+
+
+@pytest.fixture(scope="session")
+def gcc() -> str:
+    """A C compiler that also assembles and links."""
+    found = shutil.which("gcc")
+    if not found:
+        pytest.skip("gcc is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def assemble(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Assemble:
+    """Turn Intel-syntax assembly into a guest program; ``body`` starts at the entry."""
+    if not shutil.which("objcopy"):
+        pytest.skip("objcopy is not installed")
+    built: dict[tuple[str, int], Program] = {}
+
+    def build(body: str, *, features: int = 3, name: str = "test") -> Program:
+        if (body, features) not in built:
+            folder = tmp_path_factory.mktemp("guest")
+            built[body, features] = _build(gcc, folder, body, features, name)
+        return built[body, features]
+
+    return build
+
+
+def _build(gcc: str, folder: Path, body: str, features: int, name: str) -> Program:
+    include = include_dir()
+    source, elf, flat = folder / f"{name}.S", folder / f"{name}.elf", folder / f"{name}.bin"
+    source.write_text(PROLOGUE + body + EPILOGUE)
+    link = (f"-I{include}", f"-Wl,-T,{include / 'flat.ld'}")
+    subprocess.run([gcc, *GUEST_FLAGS, *link, "-o", elf, source], check=True, capture_output=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".flat", elf, flat], check=True)
+    return Program.from_file(flat, features=features, name=name)
