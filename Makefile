@@ -38,19 +38,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(NATIVE) | $(VENV)/bin/python
-	$(BIN)/python $(PIP) -C cmake.define.FPSTATE_STRICT=$(STRICT) --editable .
+	$(BIN)/python $(PIP) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable .
 	touch $@
 
 $(VENV)/installed-test $(VENV)/installed-lint: $(VENV)/installed-%: $(VENV)/installed
-	$(BIN)/python $(PIP) -C cmake.define.FPSTATE_STRICT=$(STRICT) --editable '.[$*]'
+	$(BIN)/python $(PIP) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable '.[$*]'
 	touch $@
 
 $(SANITIZED)/installed: $(NATIVE) $(shell find src -name '*.py') | $(VENV)/bin/python
 	$(PYTHON) -m venv $(SANITIZED)
-	$(SANITIZED)/bin/python $(PIP) --force-reinstall --no-deps -C build-dir=$(SANITIZED)/cmake \
-		-C cmake.define.FPSTATE_STRICT=$(STRICT) -C cmake.define.FPSTATE_SANITIZE=address,undefined .
-	$(SANITIZED)/bin/python $(PIP) '.[test]' -C build-dir=$(SANITIZED)/cmake \
-		-C cmake.define.FPSTATE_SANITIZE=address,undefined
+	$(SANITIZED)/bin/python $(PIP) --force-reinstall --no-deps --config-settings=build-dir=$(SANITIZED)/cmake \
+		--config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --config-settings=cmake.define.FPSTATE_SANITIZE=address,undefined .
+	$(SANITIZED)/bin/python $(PIP) '.[test]' --config-settings=build-dir=$(SANITIZED)/cmake \
+		--config-settings=cmake.define.FPSTATE_SANITIZE=address,undefined
 	touch $@
 
 clean:
