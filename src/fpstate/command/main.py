@@ -22,6 +22,8 @@ _EPILOG = """exit codes: 0 done and clean; 1 findings (wrong, leaked, invalid); 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code; the console script of the package."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     try:
         args = _parser(argv).parse_args(argv)
         code: int = args.run(args)
