@@ -8,12 +8,24 @@ from typing import Final
 
 _TIMES: Final = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _SIZES: Final = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20}
+QUANTUM_MINIMUM: Final = 20_000
+"""Nanoseconds. A tick costs some: where the next one is due before it is over, nothing goes on, nor can be stopped."""
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 
 
 def nanoseconds(text: str) -> int:
     """Read a time such as ``100us`` or ``1.5ms``; more than 0. Raises ArgumentTypeError."""
     return _positive(text, _TIMES, "a time such as 100us, 1ms or 2s")
+
+
+def quantum(text: str) -> int:
+    """Read a time that a timer can tick in, 20us or more. Raises ArgumentTypeError."""
+    value = nanoseconds(text)
+    if value < QUANTUM_MINIMUM:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is shorter than {duration(QUANTUM_MINIMUM)}: the ticks would leave no time for the guests"
+        )
+    return value
 
 
 def size(text: str) -> int:

@@ -15,10 +15,11 @@ from typing import Any
 from fpstate.arch.component import mask_text
 from fpstate.arch.cpu import Cpu
 from fpstate.command.mix import Job, choose
-from fpstate.command.quantity import count, duration, nanoseconds, size
+from fpstate.command.quantity import count, duration, nanoseconds, quantum, size
 from fpstate.engine.leak import audit
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.engine.native import NativeEngine, NativeVcpu
+from fpstate.errors import PoolExhausted
 from fpstate.vso.audit import AuditReport
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import FpuConfig, Kind
@@ -28,6 +29,7 @@ from fpstate.vso.vcpu import ExitKind
 SCHEMA = "fpstate-run/1"
 LARGEST = "sapphire-rapids"
 SHOWN = 10
+_FEWER = "take fewer vCPUs or less --memory, or raise the limit of mappings (sysctl vm.max_map_count)"
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("program", nargs="*", metavar="PROGRAM", help="built-in name, ELF file or flat .bin")
     parser.add_argument("--vcpus", type=count, default=1000, metavar="N", help="how many contexts (1000)")
     parser.add_argument(
-        "--quantum", type=nanoseconds, default=100_000, metavar="TIME", help="preempt after (100us)"
+        "--quantum", type=quantum, default=100_000, metavar="TIME", help="preempt after (100us)"
     )
     parser.add_argument("--processors", type=count, default=1, metavar="N", help="host threads (1)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="varies the data (1)")
@@ -103,15 +105,17 @@ def execute(args: argparse.Namespace) -> Outcome:
     scheduler = Scheduler(engine, quantum_ns=args.quantum, processors=args.processors)
     mix = choose(args.program, manager.config.cpu, engine.managed, format="flat" if args.flat else None)
     kind = Kind.GUEST if args.guest else Kind.HOST
-    jobs = [
-        (
-            job,
-            engine.vcpu(
+    jobs: list[tuple[Job, NativeVcpu]] = []
+    for job in mix.jobs(args.vcpus, args.seed, args.argument):
+        try:
+            vcpu = engine.vcpu(
                 job.program, seed=job.seed, argument=job.argument, kind=kind, memory_size=args.memory
-            ),
-        )
-        for job in mix.jobs(args.vcpus, args.seed, args.argument)
-    ]
+            )
+        except (MemoryError, OSError) as error:
+            raise PoolExhausted(
+                f"no memory for vCPU {len(jobs)} of {args.vcpus}: {error or 'out of memory'}", help=_FEWER
+            ) from error
+        jobs.append((job, vcpu))
     started = time.perf_counter()
     with _Progress(len(jobs), quiet=args.json) as (advance, draw):
         report = scheduler.run((vcpu for _, vcpu in jobs), on_exit=lambda vcpu: advance(), on_pause=draw)
@@ -123,7 +127,11 @@ def execute(args: argparse.Namespace) -> Outcome:
         manager=manager,
         audit=leaks,
         jobs=jobs,
-        wrong=[problem for job, vcpu in jobs if (problem := _problem(job, vcpu))],
+        wrong=[
+            f"vCPU {number}: {problem}"
+            for number, (job, vcpu) in enumerate(jobs)
+            if (problem := _problem(job, vcpu))
+        ],
         left_out=mix.left_out,
         processors=args.processors,
     )
@@ -213,13 +221,15 @@ def _problem(job: Job, vcpu: NativeVcpu) -> str | None:
 
 
 def _ends_badly(outcome: Outcome) -> list[str]:
-    """Return each way in which vCPUs ended other than by finishing, the most frequent first."""
-    ways = Counter(
-        f"{job.program.name}: {vcpu.exit or 'did not end'}"
-        for job, vcpu in outcome.jobs
-        if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED
-    )
-    return [f"{way} ({number} vCPUs)" if number > 1 else way for way, number in ways.most_common()]
+    """Return each way in which vCPUs ended other than by finishing, the most frequent first, with who did."""
+    ways: dict[str, list[int]] = {}
+    for number, (job, vcpu) in enumerate(outcome.jobs):
+        if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED:
+            ways.setdefault(f"{job.program.name}: {vcpu.exit or 'did not end'}", []).append(number)
+    return [
+        f"vCPU {who[0]}{f' and {len(who) - 1} more' * (len(who) > 1)}: {way}"
+        for way, who in sorted(ways.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _switch_times(report: RunReport) -> tuple[float | None, float | None]:
