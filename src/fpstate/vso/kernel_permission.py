@@ -1,4 +1,4 @@
-"""What the running kernel permits this process, and the signal frame it asks room for.
+"""What the running kernel permits this process, asking it for more, and the signal frame it asks room for.
 
 Sources: ``fpu_xstate_prctl`` in ``arch/x86/kernel/fpu/xstate.c``, ``Documentation/arch/x86/xstate.rst``, and
 ``AT_MINSIGSTKSZ`` in ``arch/x86/include/uapi/asm/auxvec.h``.
@@ -13,10 +13,21 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from fpstate.errors import UnsupportedHere
+from fpstate.arch.component import component_name, components_in
+from fpstate.errors import (
+    FpStateError,
+    PermissionDenied,
+    StackTooSmall,
+    UnknownComponent,
+    UnsupportedComponent,
+    UnsupportedHere,
+)
 
 _SYS_ARCH_PRCTL: Final = 158
 _AT_MINSIGSTKSZ: Final = 51
+_ARCH_REQ_XCOMP_PERM: Final = 0x1023
+_ARCH_SHSTK_STATUS: Final = 0x5005
+_LONG: Final = ctypes.c_long
 _OPERATIONS: Final = {"supported": 0x1021, "host": 0x1022, "guest": 0x1024}
 
 
@@ -37,13 +48,52 @@ class KernelPermission:
 
 def read_kernel_permission() -> KernelPermission:
     """Ask the kernel; raises UnsupportedHere elsewhere than in a 64-bit process on x86-64 Linux."""
+    libc = _libc()
+    answers = {name: _ask(libc, operation) for name, operation in _OPERATIONS.items()}
+    return KernelPermission(**answers, minsigstksz=libc.getauxval(ctypes.c_ulong(_AT_MINSIGSTKSZ)) or None)
+
+
+def request_from_kernel(mask: int) -> None:
+    """Ask for the dynamic components in ``mask`` by ARCH_REQ_XCOMP_PERM; granted for good, to the whole process.
+
+    Raises as ``Permissions.request`` does: UnknownComponent (EINVAL), UnsupportedComponent (EOPNOTSUPP),
+    StackTooSmall (ENOSPC), PermissionDenied (EPERM and all else).
+    """
+    for component in components_in(mask):
+        libc = _libc()
+        if libc.syscall(_LONG(_SYS_ARCH_PRCTL), _LONG(_ARCH_REQ_XCOMP_PERM), _LONG(component)) != 0:
+            raise _refusal(component, ctypes.get_errno())
+
+
+def shadow_stack_active() -> bool:
+    """Whether this thread runs under a user shadow stack (ARCH_SHSTK_STATUS, Linux 6.6)."""
+    return bool((_ask(_libc(), _ARCH_SHSTK_STATUS) or 0) & 1)
+
+
+def _refusal(component: int, number: int) -> FpStateError:
+    name, what = component_name(component), f"{component_name(component)}: arch_prctl answers"
+    if number == errno.EINVAL:
+        return UnknownComponent(component, f"{what} EINVAL, it knows no such component")
+    if number == errno.EOPNOTSUPP:
+        return UnsupportedComponent(component, f"{what} EOPNOTSUPP, it cannot be asked for here")
+    if number == errno.ENOSPC:
+        return StackTooSmall(
+            component,
+            f"{what} ENOSPC, the alternate signal stack of some thread is too small for {name}",
+            size=0,
+            needed=_libc().getauxval(ctypes.c_ulong(_AT_MINSIGSTKSZ)),
+            help="allocate at least AT_MINSIGSTKSZ bytes (getauxval(51)) for sigaltstack",
+        )
+    return PermissionDenied(component, f"{what} {errno.errorcode.get(number, number)}")
+
+
+def _libc() -> ctypes.CDLL:
     if sys.platform != "linux" or platform.machine() != "x86_64" or ctypes.sizeof(ctypes.c_void_p) != 8:
         raise UnsupportedHere("arch_prctl, which only 64-bit processes on x86-64 Linux have")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     libc.getauxval.restype = ctypes.c_ulong
-    answers = {name: _ask(libc, operation) for name, operation in _OPERATIONS.items()}
-    return KernelPermission(**answers, minsigstksz=libc.getauxval(ctypes.c_ulong(_AT_MINSIGSTKSZ)) or None)
+    return libc
 
 
 def _ask(libc: ctypes.CDLL, operation: int) -> int | None:
