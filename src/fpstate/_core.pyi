@@ -49,8 +49,8 @@ def exchange(image: Buffer, mask: int, compact: bool = False) -> bytes:
     the processor refuses the image (#GP), ImageError where it is longer than any, UnsupportedHere.
     """
 
-def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], /) -> None:
-    """Copy pieces (from, to, size) of this thread's spill area to ``destination``, then wipe the area.
+def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], wipe: bool = True, /) -> None:
+    """Copy pieces (from, to, size) of this thread's spill area to ``destination``, then wipe the area if asked to.
 
     Raises ValueError for a piece outside of either; the area is wiped all the same.
     """
@@ -135,6 +135,10 @@ class Vcpu:
         """1 where the state lies in the spill area of the thread that ran it, and waits for ``unspill``."""
 
     @property
+    def queued(self) -> bool:
+        """Whether it is in a queue."""
+
+    @property
     def exit_kind(self) -> int: ...
     @property
     def slices(self) -> int: ...
@@ -158,12 +162,8 @@ class Queue:
         """Run the vCPUs in turn, without the GIL, until one needs a decision and leaves the queue.
 
         A timer preempts at least every ``quantum_ns``. Returns None when ``budget_ns`` or ``max_slices`` are
-        used up, or the queue is empty. While it runs no signal but the core's own reaches this thread; where a
-        handler that waited for its end raises, a vCPU that needs a decision is held: the next run returns it.
+        used up, or the queue is empty. While it runs no signal but the core's own reaches this thread.
         """
-
-    def take_held(self) -> Vcpu | None:
-        """Return the vCPU that waits for its decision because a signal's handler raised, if there is one."""
 
     def samples(self) -> bytes:
         """Return the last 65536 switch times: u32 TSC cycles from one guest's leaving to the next one's entry."""

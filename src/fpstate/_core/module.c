@@ -122,7 +122,7 @@ static PyObject *core_exchange(PyObject *module, PyObject *args, PyObject *kwarg
     return result;
 }
 
-/* unspill(destination, moves): copy pieces (from, to, size) of this thread's spill area, then wipe it */
+/* unspill(destination, moves, wipe=True): copy pieces (from, to, size) of this thread's spill area, then wipe it */
 static bool move_pieces(const struct carrier *carrier, const Py_buffer *to, PyObject *moves)
 {
     Py_ssize_t count = PySequence_Size(moves);
@@ -151,12 +151,13 @@ static PyObject *core_unspill(PyObject *module, PyObject *args)
     (void)module;
     Py_buffer to;
     PyObject *moves;
-    if (!PyArg_ParseTuple(args, "w*O:unspill", &to, &moves))
+    int wipe = 1;
+    if (!PyArg_ParseTuple(args, "w*O|p:unspill", &to, &moves, &wipe))
         return NULL;
     struct carrier *carrier = carrier_of_thread();
     bool done = carrier && move_pieces(carrier, &to, moves);
     PyBuffer_Release(&to);
-    if (carrier)
+    if (carrier && wipe)
         explicit_bzero(carrier->spill, carrier->spill_size);
     if (done)
         Py_RETURN_NONE;

@@ -8,7 +8,6 @@ enum { SAMPLES = 1 << 16 };
 typedef struct {
     PyObject_HEAD
     struct queue queue;
-    struct vcpu *held; /* waits for its decision: the handler of a signal raised before it could be returned */
 } Queue;
 
 static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -64,8 +63,6 @@ static void queue_dealloc(PyObject *object)
     PyTypeObject *type = Py_TYPE(object);
     while (self->queue.head)
         drop(&self->queue, self->queue.head);
-    if (self->held)
-        Py_DECREF((PyObject *)self->held->object);
     PyMem_Free(self->queue.samples);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
@@ -111,21 +108,10 @@ static PyObject *queue_remove_method(PyObject *object, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-/* The queue's reference becomes the caller's. */
-static PyObject *hand_over(struct vcpu **held)
-{
-    struct vcpu *vcpu = *held;
-    *held = NULL;
-    if (!vcpu)
-        Py_RETURN_NONE;
-    return vcpu->object;
-}
-
 /* run(quantum_ns, budget_ns, max_slices=0): the vCPU that left the queue for a decision, or None */
 static PyObject *queue_run_method(PyObject *object, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"quantum_ns", "budget_ns", "max_slices", NULL};
-    struct vcpu **held = &((Queue *)object)->held;
     struct queue *queue = &((Queue *)object)->queue;
     unsigned long long quantum, budget, slices = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KK|K:run", names, &quantum, &budget, &slices) || !usable(queue))
@@ -134,27 +120,19 @@ static PyObject *queue_run_method(PyObject *object, PyObject *args, PyObject *kw
         PyErr_SetString(PyExc_ValueError, "a quantum of 0 would let a guest run for ever");
         return NULL;
     }
-    if (*held)
-        return hand_over(held);
     struct run_limits limits = {.quantum_ns = quantum, .budget_ns = budget, .max_slices = slices};
+    struct vcpu *decision;
     int result;
     queue->busy = true;
     Py_BEGIN_ALLOW_THREADS
-    result = queue_run(queue, &limits, held);
+    result = queue_run(queue, &limits, &decision);
     Py_END_ALLOW_THREADS
     queue->busy = false;
     if (result)
         return PyErr_SetFromErrno(PyExc_OSError);
-    /* A signal that waited for the end of the run is handled here: its handler must not make a decision be lost. */
-    if (PyErr_CheckSignals())
-        return NULL;
-    return hand_over(held);
-}
-
-static PyObject *queue_take_held(PyObject *object, PyObject *none)
-{
-    (void)none;
-    return usable(&((Queue *)object)->queue) ? hand_over(&((Queue *)object)->held) : NULL;
+    if (!decision)
+        Py_RETURN_NONE;
+    return decision->object; /* the queue's reference becomes the caller's */
 }
 
 static PyObject *queue_samples(PyObject *object, PyObject *none)
@@ -179,7 +157,6 @@ static PyMethodDef queue_methods[] = {
     {"add", queue_add_method, METH_O, NULL},
     {"remove", queue_remove_method, METH_O, NULL},
     {"run", (PyCFunction)(void (*)(void))queue_run_method, METH_VARARGS | METH_KEYWORDS, NULL},
-    {"take_held", queue_take_held, METH_NOARGS, NULL},
     {"samples", queue_samples, METH_NOARGS, NULL},
     {0},
 };

@@ -136,6 +136,12 @@ static PyObject *vcpu_fault(PyObject *object, void *closure)
                          (unsigned long long)fault->error, (unsigned long long)fault->address);
 }
 
+static PyObject *vcpu_queued(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(vcpu_of(object)->queue != NULL);
+}
+
 static PyObject *get_u64(PyObject *object, void *offset)
 {
     return PyLong_FromUnsignedLongLong(*(uint64_t *)((char *)vcpu_of(object) + (size_t)offset));
@@ -177,6 +183,7 @@ static PyMethodDef vcpu_methods[] = {
 static PyGetSetDef vcpu_getset[] = {
     {"registers", vcpu_registers, NULL, NULL, NULL},
     {"fault", vcpu_fault, NULL, NULL, NULL},
+    {"queued", vcpu_queued, NULL, NULL, NULL},
     {"rip", get_u64, set_u64, NULL, AT(rip)},
     {"rflags", get_u64, set_u64, NULL, AT(rflags)},
     {"code_start", get_u64, set_u64, NULL, AT(code_start)},

@@ -13,7 +13,8 @@ import signal
 import struct
 from collections.abc import Sequence
 
-from fpstate.arch.component import USER_SUPPORTED, mask_text
+from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, mask_text
+from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.memory import DEFAULT_MEMORY, GuestMemory
 from fpstate.errors import (
@@ -27,6 +28,7 @@ from fpstate.errors import (
 )
 from fpstate.program.block import ENTRY_RFLAGS, FAILED, FINISHED, YIELD, Block
 from fpstate.program.load import Program
+from fpstate.vso.kernel_permission import request_from_kernel, shadow_stack_active
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
 from fpstate.vso.scheduler import RunReport
@@ -53,6 +55,8 @@ def missing() -> str | None:
         return "XSAVE is not enabled (CPUID.1:ECX[27], OSXSAVE)"
     if not found["fsgsbase"]:
         return "FSGSBASE in user mode (AT_HWCAP2 bit 1; Linux 5.9 or newer)"
+    if shadow_stack_active():
+        return "switching stacks under a user shadow stack (ARCH_SHSTK_STATUS), which is on in this thread"
     return None
 
 
@@ -65,6 +69,7 @@ class NativeVcpu:
         self.name = program.name
         self.vso = vso
         self.exit: Exit | None = None
+        self.ending: Exit | None = None
         self.block: Block | None = None
         self.engine = engine
         self.memory: GuestMemory | None = GuestMemory.place(program, block, memory_size)
@@ -95,13 +100,14 @@ class NativeVcpu:
         self.core.restore_mask = self.engine.restore_mask(self.vso)
 
     def end(self, exit: Exit) -> None:
-        """Keep how it ended, and give state and memory back."""
-        if exit.kind is ExitKind.FINISHED:
-            exit = self._read_block(exit)
-        self.exit = exit
+        """Keep how it ended, and give state and memory back. May be called again where an interrupt cut it short."""
+        if self.ending is None:
+            self.ending = self._read_block(exit) if exit.kind is ExitKind.FINISHED else exit
         self.core.attach(None, 0)
+        if self.vso.alive:
+            self.engine.manager.free(self.vso)
+        self.exit = self.ending
         self.memory = None
-        self.engine.manager.free(self.vso)
 
     def _read_block(self, exit: Exit) -> Exit:
         assert self.memory is not None
@@ -115,30 +121,32 @@ class NativeVcpu:
 class NativeEngine:
     """Makes vCPUs and run queues for one manager.
 
-    ``timeout`` is the processor time in seconds that each vCPU may use (None: no limit). ``compact`` False saves
-    by XSAVE alone, as on a processor without XSAVEC. Raises UnsupportedHere with what this machine lacks.
+    ``timeout`` is the processor time in seconds that each vCPU may use (None: no limit). Where the manager's
+    processor lacks XSAVEC, states are saved by XSAVE. Raises UnsupportedHere with what this machine lacks, or where
+    the manager lays states out as another processor than this one does.
     """
 
     name = "native"
 
-    def __init__(
-        self, manager: Manager, *, timeout: float | None = None, compact: bool | None = None
-    ) -> None:
+    def __init__(self, manager: Manager, *, timeout: float | None = None) -> None:
         lacking = missing()
         if lacking:
-            raise UnsupportedHere(lacking, help="the model needs no native core; see: fpstate cpu")
+            raise UnsupportedHere(lacking, help="see: fpstate cpu")
         found = _core.features()
         self.manager = manager
-        self.compact = manager.config.compacted and found["xgetbv1"] if compact is None else compact
-        if self.compact != manager.config.compacted:
-            raise UnsupportedHere(
-                "a native engine whose manager lays out images in another format",
-                help="give the manager a Cpu without XSAVEC to run in standard format",
-            )
         self.managed = found["managed_mask"]
+        self.compact = manager.config.compacted
+        if self.compact and not (found["xsavec"] and found["xgetbv1"]):
+            raise UnsupportedHere("XSAVEC with XGETBV(1), which the manager's processor has")
         self.cycle_limit = max(1, int(timeout * _core.tsc_hz())) if timeout else 0
-        cpu = manager.config.cpu
-        self.spill_layout = (Layout.compacted if self.compact else Layout.standard)(cpu, self.managed)
+        self.spill_layout = self._layout(manager.config.cpu)
+        if self.spill_layout != self._layout(Cpu.host()):
+            raise UnsupportedHere(f"the layout of {manager.config.cpu.name}, which the manager has")
+
+    def _layout(self, cpu: Cpu) -> Layout:
+        """Where an image of everything that the core saves has its components on ``cpu``."""
+        mask = self.managed & cpu.user_mask
+        return (Layout.compacted if self.compact else Layout.standard)(cpu, mask)
 
     def restore_mask(self, vso: Vso) -> int:
         """Return what each entry restores: everything, so that what the VSO lacks becomes initial."""
@@ -167,6 +175,7 @@ class NativeEngine:
         features = vso.permitted & self.managed & USER_SUPPORTED
         block = Block(seed=seed, argument=argument, features=features, input=input)
         try:
+            request_from_kernel(vso.permitted & USER_DYNAMIC)
             return NativeVcpu(self, vso, program, block, memory_size)
         except BaseException:
             self.manager.free(vso)
@@ -191,9 +200,21 @@ class NativeQueue:
     def add(self, vcpu: NativeVcpu) -> None:
         """Put a vCPU behind all others. Raises VsoError where it ended, or is in a queue already."""
         if vcpu.exit is not None:
-            raise VsoError(f"{vcpu.name} has ended: {vcpu.exit}", help="make another vCPU to run the program again")
+            raise VsoError(
+                f"{vcpu.name} has ended: {vcpu.exit}", help="make another vCPU to run the program again"
+            )
         self.core.add(vcpu.core)
         self._members[vcpu.core] = vcpu
+
+    def remove(self, vcpu: NativeVcpu) -> None:
+        """Take a vCPU out, as it is; another queue may run it. Raises VsoError where it is not in this one."""
+        self.core.remove(vcpu.core)
+        del self._members[vcpu.core]
+
+    def clear(self) -> None:
+        """Take all vCPUs out."""
+        for vcpu in list(self._members.values()):
+            self.remove(vcpu)
 
     def run(self, quantum_ns: int, budget_ns: int, max_slices: int = 0) -> NativeVcpu | None:
         """Run until a vCPU ends, and return it; None when budget or slices are used up or none can run.
@@ -211,9 +232,7 @@ class NativeQueue:
                 if vcpu:
                     return vcpu
         except BaseException:
-            held = self.core.take_held()
-            if held:
-                self._settle(held)
+            self._recover()
             raise
         finally:
             self.engine.manager.count_switches(self.core.saves - saves, self.core.switches - switches)
@@ -249,8 +268,22 @@ class NativeQueue:
         del self._members[core]
         return vcpu
 
+    def _recover(self) -> None:
+        """Settle the vCPU that an interrupt left in no queue, from the start: until then the spill area is as it was."""
+        for core, vcpu in list(self._members.items()):
+            if core.queued:
+                continue
+            if self._decide(vcpu):
+                vcpu.attach()  # a park that was cut short left the core with the earlier buffer
+                self.core.add(core)
+            else:
+                del self._members[core]
+
     def _decide(self, vcpu: NativeVcpu) -> bool:
         """Settle what the core left open; whether the vCPU goes on."""
+        if vcpu.ending:
+            vcpu.end(vcpu.ending)
+            return False
         try:
             if vcpu.core.spilled:
                 self._grow(vcpu)
@@ -266,29 +299,22 @@ class NativeQueue:
             exhausted = PoolExhausted(f"no memory for {mask_text(vcpu.core.in_use)} of {vcpu.name}")
             ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=exhausted)
         vcpu.end(ended)
+        _core.unspill(bytearray(), ())
         return False
 
     def _grow(self, vcpu: NativeVcpu) -> None:
-        try:
-            self.engine.manager.store(
-                vcpu.vso,
-                vcpu.core.in_use,
-                self.engine.spill_layout,
-                lambda view, moves: self._unspill(view, moves),
-            )
-        except BaseException:
-            _core.unspill(bytearray(), ())
-            self.engine.manager.wipe(vcpu.vso)
-            raise
+        self.engine.manager.store(vcpu.vso, vcpu.core.in_use, self.engine.spill_layout, _copy_from_spill)
         vcpu.attach()
-
-    def _unspill(self, view: memoryview, moves: Sequence[tuple[int, int, int]]) -> None:
-        _core.unspill(view, moves)
+        _core.unspill(bytearray(), ())
 
     def _park_when_slack(self, vcpu: NativeVcpu) -> None:
         if room_for(vcpu.core.in_use) != vcpu.vso.xfeatures:
             self.engine.manager.park(vcpu.vso)
             vcpu.attach()
+
+
+def _copy_from_spill(view: memoryview, moves: Sequence[tuple[int, int, int]]) -> None:
+    _core.unspill(view, moves, False)
 
 
 def _rip(vcpu: NativeVcpu) -> int:

@@ -29,6 +29,9 @@ class RunQueue(Protocol[V]):
     def run(self, quantum_ns: int, budget_ns: int) -> V | None:
         """Run until a vCPU ends, and return it; None when the budget is used up or none can run."""
 
+    def clear(self) -> None:
+        """Take all vCPUs out, as they are, so that another queue can run them."""
+
     def report(self) -> RunReport:
         """Return what was done so far."""
 
@@ -118,6 +121,7 @@ class _Worker(Generic[V]):
         self.on_exit = on_exit
         self.until = until
         self.stop = threading.Event()
+        self.done = threading.Event()
         self.error: BaseException | None = None
         for vcpu in members:
             self.queue.add(vcpu)
@@ -133,6 +137,7 @@ class _Worker(Generic[V]):
                 else:
                     self.on_exit(ended)
         finally:
+            self.queue.clear()
             os.sched_setaffinity(0, before)
 
     def work_in_thread(self) -> None:
@@ -140,6 +145,8 @@ class _Worker(Generic[V]):
             self.work(lambda: None)
         except BaseException as error:
             self.error = error
+        finally:
+            self.done.set()
 
 
 def _run_threads(workers: Sequence[_Worker[V]], on_pause: Callable[[], None]) -> None:
@@ -147,15 +154,18 @@ def _run_threads(workers: Sequence[_Worker[V]], on_pause: Callable[[], None]) ->
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(0.05)
+        # Not by Thread.join: interrupted, it takes a running thread for one that ended (Python 3.11).
+        while not all(worker.done.is_set() for worker in workers):
+            for worker in workers:
+                worker.done.wait(0.05)
             on_pause()
             if any(worker.error for worker in workers):
                 break
     finally:
         for worker in workers:
             worker.stop.set()
+        for worker in workers:
+            worker.done.wait()
         for thread in threads:
             thread.join()
     for worker in workers:

@@ -1,0 +1,275 @@
+/* Stop threads of other processes, read or write their extended state, and let them go.
+ *
+ * Facts from ptrace(2) and kernel/ptrace.c, kernel/signal.c, kernel/exit.c of Linux 6. */
+#include "tracer.h"
+
+#include <dirent.h>
+#include <elf.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAUSE_NS = 20000, IDLE_SWEEPS = 50, ROUNDS_MAX = 64 };
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int fail(struct tracee *tracee, int error)
+{
+    tracee->state = TRACEE_FAILED;
+    tracee->error = error;
+    return -1;
+}
+
+/* The state letter of /proc/PID/task/TID/stat; 'X' where there is no such thread. */
+static char state_letter(const struct tracing *tracing, pid_t tid)
+{
+    char path[64], text[256];
+    snprintf(path, sizeof path, "/proc/%d/task/%d/stat", tracing->only_one ? tid : tracing->pid, tid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return 'X';
+    size_t length = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[length] = 0;
+    const char *end = strrchr(text, ')'); /* a name may hold any character, so the last one counts */
+    return end && end[1] == ' ' && end[2] ? end[2] : 'X';
+}
+
+static bool has_ended(const struct tracing *tracing, pid_t tid)
+{
+    char state = state_letter(tracing, tid);
+    return state == 'Z' || state == 'X';
+}
+
+/* Listings repeat their order, so the search goes on where the last one ended. */
+static struct tracee *find(struct tracing *tracing, pid_t tid, size_t *cursor)
+{
+    for (size_t i = 0; i < tracing->count; i++) {
+        size_t at = (*cursor + i) % tracing->count;
+        if (tracing->tracees[at].tid == tid) {
+            *cursor = at + 1;
+            return &tracing->tracees[at];
+        }
+    }
+    return NULL;
+}
+
+static int add(struct tracing *tracing, pid_t tid)
+{
+    if (tracing->count == tracing->room) {
+        size_t room = tracing->room ? 2 * tracing->room : 64;
+        struct tracee *grown = realloc(tracing->tracees, room * sizeof *grown);
+        if (!grown)
+            return ENOMEM;
+        tracing->tracees = grown;
+        tracing->room = room;
+    }
+    unsigned char *image = calloc(1, tracing->capacity);
+    if (!image)
+        return ENOMEM;
+    tracing->tracees[tracing->count++] = (struct tracee){.tid = tid, .image = image};
+    return 0;
+}
+
+/* Add the threads that are not known yet; returns how many, or -1 with an error noted. */
+static ssize_t enlist(struct tracing *tracing)
+{
+    size_t before = tracing->count, cursor = 0;
+    if (tracing->only_one) {
+        tracing->error = before ? 0 : add(tracing, tracing->pid);
+        return tracing->error ? -1 : (ssize_t)(tracing->count - before);
+    }
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task", tracing->pid);
+    DIR *folder = opendir(path);
+    if (!folder) {
+        tracing->error = before ? 0 : errno == ENOENT ? ESRCH : errno; /* it may have ended since */
+        return before ? 0 : -1;
+    }
+    const struct dirent *entry;
+    while (!tracing->error && (entry = readdir(folder))) {
+        pid_t tid = atoi(entry->d_name);
+        if (tid > 0 && !find(tracing, tid, &cursor))
+            tracing->error = add(tracing, tid);
+    }
+    closedir(folder);
+    return tracing->error ? -1 : (ssize_t)(tracing->count - before);
+}
+
+static void interrupt(const struct tracing *tracing, struct tracee *tracee)
+{
+    if (ptrace(PTRACE_SEIZE, tracee->tid, NULL, NULL) == 0) {
+        tracee->state = TRACEE_SEIZED;
+        if (ptrace(PTRACE_INTERRUPT, tracee->tid, NULL, NULL) && errno == ESRCH)
+            tracee->state = TRACEE_ENDED;
+        return;
+    }
+    int error = errno;
+    /* Dead and half-dead threads, such as a leader that has left the others behind, answer EPERM too. */
+    if (error == ESRCH || (error == EPERM && has_ended(tracing, tracee->tid)))
+        tracee->state = TRACEE_ENDED;
+    else
+        fail(tracee, error);
+}
+
+/* Ask about one thread. The answer is left where it is (WNOWAIT): should this process be killed now, a signal that
+ * waits for its delivery is delivered all the same, since the kernel still has its number. */
+static bool ask(struct tracee *tracee)
+{
+    siginfo_t info = {0};
+    if (waitid(P_PID, (id_t)tracee->tid, &info, WSTOPPED | WEXITED | WNOHANG | WNOWAIT | __WALL)) {
+        if (errno == ECHILD)
+            tracee->state = TRACEE_ENDED;
+        return errno == ECHILD;
+    }
+    if (info.si_pid == 0)
+        return false;
+    if (info.si_code != CLD_TRAPPED && info.si_code != CLD_STOPPED) {
+        tracee->state = TRACEE_ENDED;
+        return true;
+    }
+    tracee->state = TRACEE_STOPPED;
+    /* PTRACE_EVENT_STOP stands above the signal number for our interrupt and for group stops: nothing to deliver. */
+    tracee->signal = info.si_status >> 8 ? 0 : info.si_status;
+    return true;
+}
+
+/* For what gives no answer: it may have ended without a word (a leader, whose end is told with the last thread's),
+ * or another thread of this process may have taken the answer in a wait of its own. */
+static void ask_again(const struct tracing *tracing, struct tracee *tracee)
+{
+    siginfo_t info;
+    if (ptrace(PTRACE_GETSIGINFO, tracee->tid, NULL, &info) == 0) {
+        tracee->state = TRACEE_STOPPED;
+        tracee->signal = info.si_code >> 8 == PTRACE_EVENT_STOP ? 0 : info.si_signo;
+    } else if (has_ended(tracing, tracee->tid)) {
+        tracee->state = TRACEE_ENDED;
+    }
+}
+
+static void read_state(const struct tracing *tracing, struct tracee *tracee)
+{
+    struct iovec io = {tracee->image, tracing->capacity};
+    if (ptrace(PTRACE_GETREGSET, tracee->tid, (void *)NT_X86_XSTATE, &io) == 0)
+        tracee->length = io.iov_len;
+    else if (errno == ESRCH) /* killed while it was stopped */
+        tracee->state = TRACEE_ENDED;
+    else
+        tracee->error = errno; /* it is still to be released */
+}
+
+/* Wait until every thread has stopped or ended, and read each as it stops. */
+static void await(struct tracing *tracing, int64_t deadline)
+{
+    for (unsigned idle = 0;;) {
+        size_t waiting = 0;
+        bool progress = false;
+        for (size_t i = 0; i < tracing->count; i++) {
+            struct tracee *tracee = &tracing->tracees[i];
+            if (tracee->state != TRACEE_SEIZED)
+                continue;
+            if (!ask(tracee) && idle >= IDLE_SWEEPS)
+                ask_again(tracing, tracee);
+            if (tracee->state == TRACEE_STOPPED)
+                read_state(tracing, tracee);
+            waiting += tracee->state == TRACEE_SEIZED;
+            progress |= tracee->state != TRACEE_SEIZED;
+        }
+        if (!waiting || now_ns() >= deadline)
+            return;
+        idle = progress ? 0 : idle >= IDLE_SWEEPS ? 1 : idle + 1;
+        if (!progress)
+            nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+    }
+}
+
+static void write_state(struct tracing *tracing, struct tracee *tracee)
+{
+    struct iovec io = {tracee->image, tracee->length};
+    if (!tracing->edit(tracing, tracee))
+        return;
+    if (ptrace(PTRACE_SETREGSET, tracee->tid, (void *)NT_X86_XSTATE, &io)) {
+        tracee->error = errno;
+        return;
+    }
+    tracing->written = true;
+    io = (struct iovec){tracing->after, tracing->capacity};
+    if (ptrace(PTRACE_GETREGSET, tracee->tid, (void *)NT_X86_XSTATE, &io))
+        tracee->error = errno;
+    else
+        tracing->after_length = io.iov_len;
+}
+
+static void release(struct tracee *tracee)
+{
+    if (tracee->state == TRACEE_STOPPED) {
+        ptrace(PTRACE_DETACH, tracee->tid, NULL, (void *)(long)tracee->signal);
+        if (tracee->error)
+            tracee->state = TRACEE_FAILED;
+    } else if (tracee->state == TRACEE_SEIZED) {
+        fail(tracee, ETIMEDOUT); /* the end of this thread releases it */
+    }
+}
+
+static void *trace(void *data)
+{
+    struct tracing *tracing = data;
+    int64_t start = now_ns(), deadline = start + tracing->limit_ns;
+    /* A thread that runs can make another: list until all that are known stand still and there is no new one. */
+    for (int round = 0; round < ROUNDS_MAX && (round == 0 || now_ns() < deadline); round++) {
+        size_t known = tracing->count;
+        if (enlist(tracing) <= 0)
+            break;
+        if (round == 0)
+            start = now_ns();
+        for (size_t i = known; i < tracing->count; i++)
+            interrupt(tracing, &tracing->tracees[i]);
+        await(tracing, deadline);
+    }
+    if (tracing->edit && tracing->count && tracing->tracees[0].state == TRACEE_STOPPED && !tracing->tracees[0].error)
+        write_state(tracing, &tracing->tracees[0]);
+    for (size_t i = 0; i < tracing->count; i++)
+        release(&tracing->tracees[i]);
+    tracing->stop_ns = now_ns() - start;
+    return NULL;
+}
+
+int tracing_run(struct tracing *tracing)
+{
+    sigset_t all, old;
+    pthread_t thread;
+    sigfillset(&all);
+    /* Ctrl-C and Ctrl-Z wait: to be stopped now would keep the others stopped. The new thread inherits the mask. */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int error = pthread_create(&thread, NULL, trace, tracing);
+    if (!error)
+        pthread_join(thread, NULL);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return error;
+}
+
+void tracing_deinit(struct tracing *tracing)
+{
+    for (size_t i = 0; i < tracing->count; i++) {
+        explicit_bzero(tracing->tracees[i].image, tracing->capacity);
+        free(tracing->tracees[i].image);
+    }
+    free(tracing->tracees);
+    if (tracing->after) {
+        explicit_bzero(tracing->after, tracing->capacity);
+        free(tracing->after);
+    }
+}
