@@ -4,7 +4,7 @@ All sizes and offsets are bytes, masks are component bitmaps as in XCR0. Errors 
 ``RestoreFault``, ``VsoError``, ``PoolExhausted``, ``ImageError``) come from ``fpstate.errors``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypedDict, final, type_check_only
 
 from typing_extensions import Buffer
@@ -57,6 +57,27 @@ def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], wipe: bo
 
 def bench_pairs(image: Buffer, rounds: int, /) -> int:
     """Return the nanoseconds of ``rounds`` times XSAVEC to one buffer and XRSTOR from another, in turn."""
+
+def ptrace_snapshot(
+    pid: int, capacity: int, limit_ns: int, /
+) -> tuple[list[tuple[int, bytes | None, int]], int]:
+    """Stop every thread of another process, read each one's NT_X86_XSTATE regset, and let them go.
+
+    Returns (tid, image or None, errno) for each thread that has not ended, and the nanoseconds from the first stop
+    to the last release. At most ``capacity`` bytes an image, a multiple of 8. A thread that has not stopped
+    ``limit_ns`` after the start has ETIMEDOUT. Nothing stays stopped or traced, and no signal is lost; signals to
+    the calling thread wait. Runs without the GIL. Raises OSError where the process cannot be listed.
+    """
+
+def ptrace_edit(
+    tid: int, capacity: int, limit_ns: int, edit: Callable[[bytes], bytes | None], /
+) -> tuple[bytes, bytes | None, int]:
+    """Stop one thread of another process, pass its image to ``edit``, and write what that returns.
+
+    Returns the image before, what was read back after, and the nanoseconds that the thread stood still; nothing is
+    written, and None read back, where ``edit`` returns None. What ``edit`` raises is raised here, after the thread
+    was let go; it runs on a thread of its own. Raises OSError: EINVAL where the kernel refuses the image.
+    """
 
 @final
 class Slab:

@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAUSE_NS = 20000, IDLE_SWEEPS = 50, ROUNDS_MAX = 64 };
+enum { PAUSE_NS = 20000, IDLE_SWEEPS = 50, ROUNDS_MAX = 64, GONE_CHECKS = 5000 };
 
 static int64_t now_ns(void)
 {
@@ -228,6 +228,7 @@ static void *trace(void *data)
 {
     struct tracing *tracing = data;
     int64_t start = now_ns(), deadline = start + tracing->limit_ns;
+    tracing->tracer = gettid();
     /* A thread that runs can make another: list until all that are known stand still and there is no new one. */
     for (int round = 0; round < ROUNDS_MAX && (round == 0 || now_ns() < deadline); round++) {
         size_t known = tracing->count;
@@ -255,8 +256,12 @@ int tracing_run(struct tracing *tracing)
     /* Ctrl-C and Ctrl-Z wait: to be stopped now would keep the others stopped. The new thread inherits the mask. */
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int error = pthread_create(&thread, NULL, trace, tracing);
-    if (!error)
+    if (!error) {
         pthread_join(thread, NULL);
+        /* It releases what did not stop at its very end, which join does not wait for. */
+        for (int i = 0; i < GONE_CHECKS && tgkill(getpid(), tracing->tracer, 0) == 0; i++)
+            nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+    }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return error;
 }

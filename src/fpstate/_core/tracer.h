@@ -36,6 +36,7 @@ struct tracing {
     unsigned char *after; /* what is read back after that: capacity bytes */
     size_t after_length;
     bool written;
+    pid_t tracer; /* the thread that did it */
 };
 
 /* Do it. Returns 0, or an errno where there is no thread or memory to do it with. */
