@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from fpstate.arch.layout import Layout
     from fpstate.vso.pool import Buffer
 
+XSTATE_BV = slice(512, 520)
+"""Where an image's header says which components it holds (SDM vol. 1, 13.4.2)."""
+
 
 def room_for(in_use: int) -> int:
     """Return the components that a buffer for ``in_use`` holds: none, or those and the legacy region."""
@@ -79,7 +82,7 @@ class Vso:
     @property
     def in_use(self) -> int:
         """The components that the saved state holds (XSTATE_BV)."""
-        return self._view()[0] if self.buffer else 0
+        return int.from_bytes(self.buffer.view[XSTATE_BV], "little") if self.buffer else 0
 
     def image(self) -> Image:
         """Return the saved state, a copy, with its layout. Raises VsoError after the VSO was freed."""
@@ -97,8 +100,3 @@ class Vso:
         """Let the state lie in another buffer; returns the earlier one. For managers."""
         earlier, self.buffer, self._layout = self.buffer, buffer, layout
         return earlier
-
-    def _view(self) -> tuple[int, int]:
-        assert self.buffer is not None
-        header = self.buffer.view[512:528]
-        return int.from_bytes(header[:8], "little"), int.from_bytes(header[8:], "little")
