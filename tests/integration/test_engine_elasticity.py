@@ -34,7 +34,7 @@ def slices(engine: NativeEngine, vcpus, count: int) -> None:
     for _ in range(count):
         queue.run(QUANTUM, 20_000_000, len(vcpus))
     for vcpu in vcpus:
-        queue.core.remove(vcpu.core)
+        queue.remove(vcpu)
 
 
 def test_contexts_that_use_no_floating_point_hold_nothing_all_the_time(engine: NativeEngine) -> None:

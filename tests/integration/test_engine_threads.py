@@ -1,0 +1,216 @@
+"""Several host threads run guests at once, beside Python that goes on, forks, and is interrupted."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+
+import pytest
+from engine_runs import QUANTUM, check, runnable
+
+from fpstate.engine.native import NativeEngine
+from fpstate.program import BUILTIN
+from fpstate.vso.manager import Manager
+from fpstate.vso.scheduler import Scheduler
+from fpstate.vso.vcpu import ExitKind
+
+CANARY = BUILTIN["canary"]
+
+
+def drain(engine: NativeEngine, vcpus) -> None:
+    queue = engine.queue()
+    for vcpu in vcpus:
+        queue.add(vcpu)
+    while len(queue):
+        queue.run(QUANTUM, 10_000_000)
+
+
+def test_threads_with_queues_of_their_own_do_not_disturb_each_other(engine: NativeEngine) -> None:
+    programs = [builtin for builtin in runnable(engine) if builtin.default_argument]
+    batches = []
+    for number in range(4):
+        mix = itertools.islice(itertools.cycle(programs), number, number + 10)
+        batches.append(
+            [engine.vcpu(each.load(), seed=number, argument=each.default_argument) for each in mix]
+        )
+    threads = [threading.Thread(target=drain, args=(engine, batch)) for batch in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    for number, batch in enumerate(batches):
+        assert [check(vcpu, number) for vcpu in batch] == [None] * len(batch)
+
+
+def test_a_vcpu_moves_between_threads(engine: NativeEngine) -> None:
+    vcpu = engine.vcpu(CANARY.load(), seed=5, argument=30_000)
+
+    def some_slices() -> None:
+        queue = engine.queue()
+        queue.add(vcpu)
+        queue.run_slices(QUANTUM, 5)
+        if vcpu.exit is None:
+            queue.remove(vcpu)
+
+    for _ in range(4):
+        thread = threading.Thread(target=some_slices)
+        thread.start()
+        thread.join()
+    drain(engine, [vcpu] if vcpu.exit is None else [])
+    assert check(vcpu, 5, 30_000) is None
+
+
+def test_threads_that_end_leave_no_mapping_and_no_timer(native) -> None:
+    def one_run() -> None:
+        native.Queue(timing=False).run(QUANTUM, 0)
+
+    def many(count: int) -> int:
+        for _ in range(count):
+            thread = threading.Thread(target=one_run)
+            thread.start()
+            thread.join()
+        with open("/proc/self/maps") as maps:
+            return len(maps.readlines())
+
+    before = many(20)
+    assert many(400) < before + 50
+
+
+def test_other_python_threads_make_progress_while_a_guest_runs(engine: NativeEngine) -> None:
+    spin = engine.vcpu(BUILTIN["spin"].load(), argument=10**10)
+    queue, counted, stop = engine.queue(), itertools.count(), threading.Event()
+    queue.add(spin)
+
+    def count() -> None:
+        while not stop.is_set():
+            next(counted)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        start = next(counted)
+        assert queue.run(QUANTUM, 300_000_000) is None
+        assert next(counted) - start > 10_000
+    finally:
+        stop.set()
+        thread.join()
+    engine.manager.free(spin.vso)
+
+
+def test_a_forked_child_runs_guests_and_so_does_its_parent(engine: NativeEngine) -> None:
+    before = [engine.vcpu(CANARY.load(), seed=seed, argument=2000) for seed in range(4)]
+    drain(engine, before[:2])
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            fresh = engine.vcpu(CANARY.load(), seed=9, argument=2000)
+            drain(engine, [*before[2:], fresh])
+            ended = zip([*before[2:], fresh], (2, 3, 9), strict=True)
+            problems = [check(vcpu, seed, 2000) for vcpu, seed in ended]
+            status = 0 if problems == [None] * 3 else 2
+        finally:
+            os._exit(status)
+    drain(engine, before[2:])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [check(vcpu, seed, 2000) for seed, vcpu in enumerate(before)] == [None] * 4
+
+
+def test_a_child_forked_while_another_thread_runs_guests_can_run_its_own(native) -> None:
+    engine = NativeEngine(Manager(), timeout=20)
+    busy = engine.vcpu(BUILTIN["spin"].load(), argument=10**10)
+    queue, stop = engine.queue(), threading.Event()
+    queue.add(busy)
+
+    def work() -> None:
+        while not stop.is_set():
+            queue.run(QUANTUM, 20_000_000)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        time.sleep(0.05)
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    signal.alarm(20)
+                    fresh = engine.vcpu(CANARY.load(), seed=9, argument=500)
+                    drain(engine, [fresh])
+                    status = 0 if check(fresh, 9, 500) is None else 2
+                finally:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        thread.join()
+    assert busy.exit is None
+
+
+@pytest.fixture
+def interruptible():
+    """Python's own handler of SIGINT, whatever was there before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt_after(seconds: float) -> threading.Timer:
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+def test_ctrl_c_ends_a_run_soon_and_everything_goes_on(
+    manager: Manager, interruptible, processors: int
+) -> None:
+    if processors > len(os.sched_getaffinity(0)):
+        pytest.skip(f"{processors} processors")
+    engine = NativeEngine(manager)
+    scheduler = Scheduler(engine, quantum_ns=QUANTUM, processors=processors)
+    endless = [engine.vcpu(BUILTIN["spin"].load(), argument=10**10) for _ in range(4)]
+    canaries = [engine.vcpu(CANARY.load(), seed=seed, argument=200_000) for seed in range(8)]
+    timer, start = interrupt_after(0.15), time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.run([*endless, *canaries])
+    assert 0.14 < time.perf_counter() - start < 2
+    timer.join()
+    assert [vcpu.exit for vcpu in endless] == [None] * 4
+    scheduler.run([vcpu for vcpu in canaries if vcpu.exit is None])
+    assert [check(vcpu, seed, 200_000) for seed, vcpu in enumerate(canaries)] == [None] * 8
+
+
+def test_no_vcpu_is_lost_to_an_interrupt_that_meets_a_decision(manager: Manager, interruptible) -> None:
+    """Many short contexts that grow and end: nearly every run comes back with a vCPU to decide about."""
+    engine = NativeEngine(manager)
+    vcpus = [engine.vcpu(CANARY.load(), seed=seed, argument=200) for seed in range(600)]
+    caught, stop = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        while not stop.wait(0.002):
+            caught.clear()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            caught.wait(1)
+
+    queue, thread, met = engine.queue(), threading.Thread(target=interrupt), 0
+    for vcpu in vcpus:
+        queue.add(vcpu)
+    thread.start()
+    while not stop.is_set() or thread.is_alive():
+        try:
+            while len(queue):
+                queue.run(60_000, 20_000_000)
+            stop.set()
+            thread.join()
+        except KeyboardInterrupt:
+            met += 1
+            caught.set()
+    lost = [vcpu for vcpu in vcpus if vcpu.exit is None]
+    assert met > 3
+    assert lost == []
+    assert all(vcpu.exit.kind is ExitKind.FINISHED for vcpu in vcpus)
+    assert [check(vcpu, seed, 200) for seed, vcpu in enumerate(vcpus)] == [None] * len(vcpus)
