@@ -64,7 +64,7 @@ static PyObject *ptrace_snapshot(PyObject *module, PyObject *args)
     int error = run_without_gil(&tracing);
     PyObject *rows = error ? error_from(error) : outcomes(&tracing);
     tracing_deinit(&tracing);
-    return rows ? Py_BuildValue("(NL)", rows, (long long)tracing.stop_ns) : NULL;
+    return rows ? Py_BuildValue("(NLL)", rows, (long long)tracing.stop_ns, (long long)tracing.longest_ns) : NULL;
 }
 
 /* What the callback has of Python: it runs on the tracing thread, and its exception is raised on the caller's. */

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -109,12 +110,11 @@ static ssize_t enlist(struct tracing *tracing)
     return tracing->error ? -1 : (ssize_t)(tracing->count - before);
 }
 
-static void interrupt(const struct tracing *tracing, struct tracee *tracee)
+/* Seizing does not stop a thread yet, so all are seized before the first is asked to stop. */
+static void seize(const struct tracing *tracing, struct tracee *tracee)
 {
     if (ptrace(PTRACE_SEIZE, tracee->tid, NULL, NULL) == 0) {
         tracee->state = TRACEE_SEIZED;
-        if (ptrace(PTRACE_INTERRUPT, tracee->tid, NULL, NULL) && errno == ESRCH)
-            tracee->state = TRACEE_ENDED;
         return;
     }
     int error = errno;
@@ -123,6 +123,13 @@ static void interrupt(const struct tracing *tracing, struct tracee *tracee)
         tracee->state = TRACEE_ENDED;
     else
         fail(tracee, error);
+}
+
+static void interrupt(struct tracee *tracee)
+{
+    tracee->asked_ns = now_ns();
+    if (tracee->state == TRACEE_SEIZED && ptrace(PTRACE_INTERRUPT, tracee->tid, NULL, NULL) && errno == ESRCH)
+        tracee->state = TRACEE_ENDED;
 }
 
 /* Ask about one thread. The answer is left where it is (WNOWAIT): should this process be killed now, a signal that
@@ -213,10 +220,13 @@ static void write_state(struct tracing *tracing, struct tracee *tracee)
         tracing->after_length = io.iov_len;
 }
 
-static void release(struct tracee *tracee)
+static void release(struct tracing *tracing, struct tracee *tracee)
 {
     if (tracee->state == TRACEE_STOPPED) {
         ptrace(PTRACE_DETACH, tracee->tid, NULL, (void *)(long)tracee->signal);
+        int64_t stood_ns = now_ns() - tracee->asked_ns;
+        if (stood_ns > tracing->longest_ns)
+            tracing->longest_ns = stood_ns;
         if (tracee->error)
             tracee->state = TRACEE_FAILED;
     } else if (tracee->state == TRACEE_SEIZED) {
@@ -229,21 +239,24 @@ static void *trace(void *data)
     struct tracing *tracing = data;
     int64_t start = now_ns(), deadline = start + tracing->limit_ns;
     tracing->tracer = gettid();
+    prctl(PR_SET_TIMERSLACK, 1ul); /* of this thread: its pauses are as short as it says */
     /* A thread that runs can make another: list until all that are known stand still and there is no new one. */
     for (int round = 0; round < ROUNDS_MAX && (round == 0 || now_ns() < deadline); round++) {
         size_t known = tracing->count;
         if (enlist(tracing) <= 0)
             break;
+        for (size_t i = known; i < tracing->count; i++)
+            seize(tracing, &tracing->tracees[i]);
         if (round == 0)
             start = now_ns();
         for (size_t i = known; i < tracing->count; i++)
-            interrupt(tracing, &tracing->tracees[i]);
+            interrupt(&tracing->tracees[i]);
         await(tracing, deadline);
     }
     if (tracing->edit && tracing->count && tracing->tracees[0].state == TRACEE_STOPPED && !tracing->tracees[0].error)
         write_state(tracing, &tracing->tracees[0]);
     for (size_t i = 0; i < tracing->count; i++)
-        release(&tracing->tracees[i]);
+        release(tracing, &tracing->tracees[i]); /* in the order in which they stopped */
     tracing->stop_ns = now_ns() - start;
     return NULL;
 }

@@ -16,6 +16,7 @@ struct tracee {
     pid_t tid;
     enum tracee_state state;
     int error;  /* errno, where it failed; ETIMEDOUT: it did not stop in time */
+    int64_t asked_ns; /* when it was asked to stop */
     int signal; /* one that was about to be delivered, and is when it goes on */
     size_t length;
     unsigned char *image;
@@ -30,6 +31,7 @@ struct tracing {
     size_t count, room;
     int error;        /* errno, where the threads cannot be listed */
     int64_t stop_ns;  /* from the first request to stop to the last release */
+    int64_t longest_ns; /* the longest that one thread stood still: from its request to its release */
     /* Called while the one thread is stopped and its image is read: change the image and return true to write it. */
     bool (*edit)(struct tracing *tracing, struct tracee *tracee);
     void *edit_data;
