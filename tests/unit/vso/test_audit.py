@@ -1,0 +1,105 @@
+"""The search for a canary's words: it finds each, and nothing else."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+
+import pytest
+
+from fpstate.vso import AuditReport, Canaries, Leak
+from fpstate.vso.audit import WORD
+
+MINE, ITS, SHARED = 0x1122334455667788, 0x99AABBCCDDEEFF00, 0x0123456789ABCDEF
+WIDE = SHARED << 128 | MINE << 64 | 0x37F
+
+
+@pytest.fixture
+def canaries() -> Canaries:
+    return Canaries({"mine": [WIDE, 0x1F80], "its": [ITS, SHARED]})
+
+
+def test_a_word_of_another_is_found_with_its_place_and_offset(canaries):
+    data = bytearray(576)
+    struct.pack_into("<Q", data, 8 * 21, ITS)
+    report = canaries.search("a buffer", data, owner="mine")
+    assert report.leaks == [Leak("its", "a buffer", 168, ITS)]
+    assert (report.leaked_bytes, report.searched_bytes, report.clean) == (8, 576, False)
+    assert str(report.leaks[0]) == "0x99aabbccddeeff00 of its at byte 168 of a buffer"
+
+
+def test_the_owner_may_hold_its_own_words(canaries):
+    data = struct.pack("<QQ", MINE, ITS)
+    assert [leak.owner for leak in canaries.search("a buffer", data, owner="mine").leaks] == ["its"]
+    assert [leak.owner for leak in canaries.search("a buffer", data, owner="its").leaks] == ["mine"]
+    assert [leak.owner for leak in canaries.search("a buffer", data).leaks] == ["mine", "its"]
+
+
+def test_a_word_that_two_have_is_evidence_against_neither(canaries):
+    assert canaries.search("free memory", struct.pack("<Q", SHARED)).clean
+
+
+def test_small_words_are_no_evidence(canaries):
+    assert canaries.search("free memory", struct.pack("<QQ", 0x37F, 0x1F80)).clean
+
+
+def test_clean_memory_is_clean_and_a_ragged_end_is_left_out(canaries):
+    report = canaries.search("free memory", bytes(19))
+    assert report.clean
+    assert report.searched_bytes == 16
+
+
+def test_all_forms_of_memory_can_be_searched(canaries):
+    data = struct.pack("<Q", MINE)
+    for form in (data, bytearray(data), memoryview(bytearray(data))):
+        assert len(canaries.search("memory", form).leaks) == 1
+
+
+@pytest.mark.parametrize("lane", range(8))
+def test_every_lane_of_a_register_is_searched(canaries, lane):
+    report = canaries.search_values("a fresh context", {"zmm0": 0, "zmm7": ITS << 64 * lane})
+    assert report.leaks == [Leak("its", "zmm7 of a fresh context", WORD * lane, ITS)]
+
+
+def test_register_values_that_are_clean_are_clean(canaries):
+    values = {"mxcsr": 0x1F80, "st0": 0, "zmm1": (1 << 512) - 1}
+    assert canaries.search_values("a fresh context", values).clean
+
+
+class StandIn:
+    """What the search looks at of a VSO."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self.buffer = None if data is None else SimpleNamespace(view=memoryview(data))
+
+
+def manager_of(*buffers: bytes | None, free: tuple[bytes, ...] = ()) -> SimpleNamespace:
+    vsos = [StandIn(data) for data in buffers]
+    pool = SimpleNamespace(free_memory=lambda: map(memoryview, free))
+    return SimpleNamespace(vsos=lambda: vsos, pool=pool)
+
+
+def test_buffers_are_searched_with_their_owners_in_mind(canaries):
+    manager = manager_of(struct.pack("<Q", MINE), struct.pack("<Q", MINE), None, bytes(64))
+    first, second, *_ = manager.vsos()
+    report = canaries.search_manager(manager, {first: "mine"})
+    assert report.leaks == [Leak("mine", "the buffer of VSO 1", 0, MINE)]
+    assert report.searched_bytes == 80
+    report = canaries.search_manager(manager, {first: "mine", second: "its"})
+    assert report.leaks == [Leak("mine", "the buffer of its", 0, MINE)]
+
+
+def test_free_memory_belongs_to_nobody(canaries):
+    manager = manager_of(free=(bytes(64), struct.pack("<QQ", 0, MINE)))
+    report = canaries.search_manager(manager, {})
+    assert report.leaks == [Leak("mine", "free pool memory", 8, MINE)]
+
+
+def test_reports_add_up():
+    total = AuditReport(canaries=2)
+    total += AuditReport([Leak("a", "b", 0, 1)], ["c"], 1, 8)
+    total += AuditReport(searched_bytes=4)
+    assert total == AuditReport([Leak("a", "b", 0, 1)], ["c"], 3, 12)
+    assert not total.clean
+    assert not AuditReport(damaged=["c"]).clean
+    assert AuditReport(searched_bytes=1).clean
