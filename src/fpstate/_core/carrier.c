@@ -1,5 +1,4 @@
 /* This thread as one that runs guests: its alternate stack, its timer, its spill area. */
-#define _GNU_SOURCE
 #include "core.h"
 
 #include <errno.h>

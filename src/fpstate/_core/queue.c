@@ -1,5 +1,4 @@
 /* Round robin over vCPUs: the loop that stays in C until one of them needs a decision. */
-#define _GNU_SOURCE
 #include "core.h"
 
 #include <errno.h>

@@ -6,7 +6,6 @@
  *
  * Nothing here may use thread-local storage before the host's fs base is back (a guest may have changed it),
  * vector registers, locks or allocation. The file is compiled with -mgeneral-regs-only. */
-#define _GNU_SOURCE
 #include "core.h"
 
 #include <errno.h>
