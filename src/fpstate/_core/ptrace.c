@@ -100,8 +100,8 @@ static PyObject *edit_result(const struct tracing *tracing, struct edit *edit)
 {
     const struct tracee *tracee = tracing->tracees;
     if (edit->type) {
-        PyErr_Restore(edit->type, edit->value, edit->traceback);
-        edit->type = NULL;
+        PyErr_Restore(edit->type, edit->value, edit->traceback); /* which takes the references */
+        edit->type = edit->value = edit->traceback = NULL;
         return NULL;
     }
     if (tracee->state == TRACEE_ENDED || tracee->error)

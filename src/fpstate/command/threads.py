@@ -1,0 +1,167 @@
+"""``fpstate threads``: under which rules each thread computes, and which ones are odd."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from fpstate.arch import Cpu
+from fpstate.arch.component import mask_text
+from fpstate.command.quantity import duration, nanoseconds
+from fpstate.image import ControlWord, Mxcsr
+from fpstate.source.census import Odd, odd_ones, x87_depth
+from fpstate.source.process import Snapshot, UnreadThread, snapshot
+from fpstate.source.thread import ThreadState
+
+SCHEMA = "fpstate-threads/1"
+_COLUMNS: Final = ("", "tid", "name", "MXCSR", "FCW", "x87", "PKRU", "in use", "odd")
+_RIGHT: Final = (1, 5)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb ``threads`` to the command line."""
+    parser = subparsers.add_parser(
+        "threads",
+        help="compare the control words of the threads of a process or a core",
+        description="One line a thread: control words, x87 stack depth, protection keys, components in use."
+        " Threads whose control bits differ from the majority's are marked, and the exit code is 1.",
+    )
+    parser.add_argument("source", metavar="PID|CORE", help="a process, or the path of a core")
+    parser.add_argument("--cpu", metavar="NAME", help="the processor of the catalog that wrote the core")
+    parser.add_argument(
+        "--limit", type=nanoseconds, default="2s", help="how long to wait for threads to stop"
+    )
+    parser.add_argument("--json", action="store_true", help=f"print JSON with the schema {SCHEMA}")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; 1 where threads are odd or could not be read."""
+    live = None
+    if args.source.isdigit() and not args.cpu:
+        live = snapshot(int(args.source), limit=args.limit / 1e9)
+        threads: Sequence[ThreadState] = live.threads
+    else:
+        threads = _from_file(args.source, args.cpu)
+    odd = odd_ones(threads)
+    report = describe(args.source, threads, odd, live)
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(_table(report)))
+    for thread in report["unread"]:
+        print(f"fpstate: thread {thread['tid']} {thread['name']}: {thread['reason']}", file=sys.stderr)
+    return 1 if odd or report["unread"] else 0
+
+
+def describe(
+    source: str, threads: Sequence[ThreadState], odd: Sequence[Odd], live: Snapshot | None = None
+) -> dict[str, Any]:
+    """Return everything that the verb shows, as JSON-ready data; registers are hexadecimal strings."""
+    return {
+        "schema": SCHEMA,
+        "source": source,
+        "machine": threads[0].machine if threads else None,
+        "layout_source": threads[0].image.layout_source if threads else None,
+        "stop_ns": round(live.stop * 1e9) if live else None,
+        "longest_ns": round(live.longest * 1e9) if live else None,
+        "threads": [
+            _describe_thread(thread, [each for each in odd if each.index == index])
+            for index, thread in enumerate(threads)
+        ],
+        "odd": len({each.index for each in odd}),
+        "unread": [_describe_unread(each) for each in (live.unread if live else ())],
+    }
+
+
+def _describe_thread(thread: ThreadState, odd: Sequence[Odd]) -> dict[str, Any]:
+    registers = thread.image.registers
+    pkru = registers.get("pkru")
+    return {
+        "tid": thread.tid,
+        "name": thread.name,
+        "mxcsr": f"{registers['mxcsr']:#06x}",
+        "fcw": f"{registers['fctrl']:#06x}",
+        "x87_depth": x87_depth(thread.image),
+        "pkru": None if pkru is None else f"{pkru:#010x}",
+        "in_use": f"{thread.image.in_use:#x}",
+        "in_use_names": mask_text(thread.image.in_use),
+        "odd": [
+            {
+                **{"register": each.register, "value": f"{each.value:#x}", "majority": f"{each.majority:#x}"},
+                "meaning": _meaning(each),
+            }
+            for each in odd
+        ],
+        "findings": [{"id": each.id, "message": each.message} for each in thread.findings],
+    }
+
+
+def _describe_unread(thread: UnreadThread) -> dict[str, Any]:
+    return {"tid": thread.tid, "name": thread.name, "errno": thread.error, "reason": thread.reason}
+
+
+def _meaning(odd: Odd) -> str:
+    """Say in words what is different: ``rounding=down, not nearest``."""
+    if odd.register == "pkru":
+        keys = [key for key in range(16) if (odd.value ^ odd.majority) >> 2 * key & 3]
+        rights = ("read and write", "no access", "read only", "no access")
+        return ", ".join(
+            f"key {key}: {rights[odd.value >> 2 * key & 3]}, not {rights[odd.majority >> 2 * key & 3]}"
+            for key in keys
+        )
+    kind = Mxcsr if odd.register == "mxcsr" else ControlWord
+    mine, most = kind(odd.value), kind(odd.majority)
+    changes = []
+    for name in kind.field_names():
+        a, b = getattr(mine, name), getattr(most, name)
+        if a != b:
+            changes.append(f"{name}={_word(a)}, not {_word(b)}")
+    return "; ".join(changes) or f"{odd.value:#x}, not {odd.majority:#x}"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    letters = getattr(value, "letters", None)
+    if letters is not None:
+        return str(letters()) or "none"
+    return str(getattr(value, "name", value)).lower()
+
+
+def _from_file(path: str, cpu: str | None) -> Sequence[ThreadState]:
+    from fpstate.source.open import open_source
+
+    return list(open_source(Path(path) if path != "-" else path, cpu=Cpu.catalog(cpu) if cpu else None))
+
+
+def _table(report: dict[str, Any]) -> Iterator[str]:
+    rows = [_COLUMNS, *(_row(thread) for thread in report["threads"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        cells = (
+            cell.rjust(widths[column]) if column in _RIGHT else cell.ljust(widths[column])
+            for column, cell in enumerate(row)
+        )
+        yield "  ".join(cells).rstrip()
+    odd = f"{report['odd']} odd" if report["odd"] else "all alike"
+    stop = f"; stood still for {duration(report['longest_ns'])}" if report["longest_ns"] else ""
+    yield f"{len(report['threads'])} threads, {odd}; layout from: {report['layout_source']}{stop}"
+
+
+def _row(thread: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        "*" if thread["odd"] else "",
+        "-" if thread["tid"] is None else str(thread["tid"]),
+        "".join(letter if letter.isprintable() else "?" for letter in thread["name"]),
+        thread["mxcsr"],
+        thread["fcw"],
+        str(thread["x87_depth"]),
+        thread["pkru"] or "-",
+        thread["in_use_names"],
+        "; ".join(f"{each['register']}: {each['meaning']}" for each in thread["odd"]),
+    )

@@ -1,0 +1,85 @@
+"""Which threads of a process compute under other rules than the rest: rounding, traps, flushing, keys.
+
+A thread takes its control words from the one that creates it, so threads made before a change differ from those
+made after, and so do their results. What every operation leaves behind, the sticky exception flags, does not count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fpstate.image import Image, initial_value
+from fpstate.source.thread import ThreadState
+
+STICKY: Final = 0x3F
+"""MXCSR[5:0], the exception flags: arithmetic sets them, nobody's choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What decides how a thread computes; ``pkru`` is None where its image has no protection keys."""
+
+    mxcsr: int
+    fcw: int
+    pkru: int | None
+
+    @classmethod
+    def of(cls, image: Image) -> Environment:
+        """Read it from an image; the sticky flags of MXCSR are left out."""
+        registers = image.registers
+        return cls(registers["mxcsr"] & ~STICKY, registers["fctrl"], registers.get("pkru"))
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """A thread, by its place in the row, that has another value than most; ``register`` is gdb's name."""
+
+    index: int
+    register: str
+    value: int
+    majority: int
+
+
+_VOTES: Final[tuple[tuple[str, Callable[[Environment], int | None]], ...]] = (
+    ("mxcsr", lambda environment: environment.mxcsr),
+    ("fctrl", lambda environment: environment.fcw),
+    ("pkru", lambda environment: environment.pkru),
+)
+
+
+def odd_ones(threads: Sequence[ThreadState]) -> list[Odd]:
+    """Return where threads differ from the majority, by thread.
+
+    Each register is voted on apart. Where no value has more threads than every other, the initial value wins
+    if it is among the first, else that of the first thread.
+    """
+    environments = [Environment.of(thread.image) for thread in threads]
+    found = []
+    for register, value_of in _VOTES:
+        values = {
+            index: value
+            for index, environment in enumerate(environments)
+            if (value := value_of(environment)) is not None
+        }
+        if not values:
+            continue
+        majority = _majority(list(values.values()), initial_value(register))
+        found += [
+            Odd(index, register, value, majority) for index, value in values.items() if value != majority
+        ]
+    return sorted(found, key=lambda odd: odd.index)
+
+
+def x87_depth(image: Image) -> int:
+    """Return how many registers of the x87 stack are in use; anything but 0 between calls is a leak, or MMX."""
+    return image.registers["ftag_abridged"].bit_count()
+
+
+def _majority(values: list[int], initial: int) -> int:
+    counts = Counter(values)
+    most = max(counts.values())
+    first = [value for value, count in counts.items() if count == most]
+    return initial if initial in first else first[0]
