@@ -14,6 +14,8 @@ PAGE_BYTES = resource.getpagesize()
 ROUNDS = 2000
 ALLOWED_BYTES = 1 << 20
 """An eighth of what 2000 lost mappings of a page take."""
+ALLOWED_COUNT = ROUNDS // 8
+"""Python's caches grow by some blocks now and then; one that is lost in each round makes 2000."""
 
 
 def in_memory() -> int:
@@ -152,8 +154,8 @@ def test_a_native_function_leaks_nothing(native, name):
         pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
     memory, maps, blocks = growth(deeds(native)[name])
     assert memory < ALLOWED_BYTES
-    assert maps < 50
-    assert blocks < 100
+    assert maps < ALLOWED_COUNT
+    assert blocks < ALLOWED_COUNT
 
 
 def test_every_name_is_tried(native):
