@@ -6,7 +6,7 @@ the command line answers with. Exit codes: 1 findings, 2 usage or I/O, 3 unsuppo
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class FpStateError(Exception):
@@ -86,6 +86,19 @@ class ImageError(FpStateError):
         self.offset = offset
         self.found = found
         self.expected = expected
+
+
+class ConversionLoss(FpStateError):
+    """A target cannot hold registers that are not initial; ``losses`` has a ``fpstate.image.convert.Loss`` each.
+
+    Not raised for what is initial, nor for what was named as what may be lost.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, losses: tuple[Any, ...], *, help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.losses = losses
 
 
 class RegisterError(FpStateError):

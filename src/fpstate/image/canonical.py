@@ -81,15 +81,20 @@ def _plain(store: ComponentStore, component: int) -> tuple[bytes, bytes]:
     if component not in COMPONENTS:
         value = store.read_all(component)
         return value, initial_bytes(component, 0, len(value))
-    spans = _spans(component)
+    spans = register_spans(component)
     value = b"".join(store.read(component, offset, size) for offset, size in spans)
     return value, b"".join(initial_bytes(component, offset, size) for offset, size in spans)
 
 
 @cache
-def _spans(component: int) -> tuple[tuple[int, int], ...]:
-    """Return (offset, size) of the runs of registers in a component, neighbours joined."""
-    info = COMPONENTS[component]
+def register_spans(component: int) -> tuple[tuple[int, int], ...]:
+    """Return (offset, size) of the runs of registers in a component, neighbours joined.
+
+    What lies between them is padding. Empty for a component that has no register names.
+    """
+    info = COMPONENTS.get(component)
+    if info is None:
+        return ()
     if component in _WHOLE:
         return ((0, info.size),)
     spans: list[tuple[int, int]] = []

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from fpstate.arch.component import COMPONENTS, component_name
+from fpstate.arch.component import COMPONENTS, Component, component_name
 from fpstate.image.canonical import CanonicalState
+from fpstate.image.control import ControlWord, Mxcsr, StatusWord
+from fpstate.image.float80 import Float80
 from fpstate.image.image import Image
-from fpstate.image.register import widest_names
+from fpstate.image.register import REGISTERS, widest_names
+
+_DECODED: Final[Mapping[str, Callable[[int], object]]] = {
+    "mxcsr": Mxcsr,
+    "fctrl": ControlWord,
+    "fstat": StatusWord,
+    "st": Float80,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +28,24 @@ class Difference:
     register: str
     a: int
     b: int
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The names of the components in which the two differ: SSE and AVX, say, for a ymm0."""
+        register = REGISTERS.get(self.register)
+        if register is None:
+            return (self.register,)
+        names, shift = [], 0
+        for part in register.parts:
+            if (self.a ^ self.b) >> shift & (1 << 8 * part.size) - 1:
+                names.append(component_name(Component.SSE if part.component < 0 else part.component))
+            shift += 8 * part.size
+        return tuple(dict.fromkeys(names))
+
+    def decoded(self) -> tuple[str, str] | None:
+        """Both values with their fields, for registers that have such; None for the others."""
+        kind = _DECODED.get(self.register.rstrip("0123456789"))
+        return None if kind is None else (str(kind(self.a)), str(kind(self.b)))
 
 
 def differences(a: Image, b: Image, *, exact: bool = False) -> list[Difference]:

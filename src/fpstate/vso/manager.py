@@ -11,8 +11,9 @@ from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.errors import PermissionDenied, VsoError
 from fpstate.image import Image
+from fpstate.image.move import moves
 from fpstate.vso.permission import FpuConfig, Kind, Permissions, check_host_features
-from fpstate.vso.placement import Copy, copier, moves, start_image
+from fpstate.vso.placement import Copy, copier, start_image
 from fpstate.vso.pool import Buffer, Pool
 from fpstate.vso.vso import Vso, room_for
 
