@@ -7,12 +7,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Final
 
 from fpstate.errors import FpStateError
 
-VERBS: Final = ("run", "cpu", "threads", "set", "include")
+VERBS: Final = ("run", "show", "cpu", "threads", "set", "gdb", "include")
 """In the order of the help text; each is a module here with ``add_parser`` and ``run``."""
 
 _EPILOG = """exit codes: 0 done and clean; 1 findings (wrong, leaked, invalid); 2 usage or I/O;
@@ -44,6 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: importlib.metadata takes longer to import than all of argparse."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"fpstate {version('fpstate')}")
+        parser.exit()
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fpstate",
@@ -51,7 +60,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"fpstate {version('fpstate')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(metavar="VERB", required=True)
     asked = [verb for verb in VERBS if verb in argv[:1]]
     for verb in asked or VERBS:

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from fpstate.arch import Cpu
@@ -30,7 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="One line a thread: control words, x87 stack depth, protection keys, components in use."
         " Threads whose control bits differ from the majority's are marked, and the exit code is 1.",
     )
-    parser.add_argument("source", metavar="PID|CORE", help="a process, or the path of a core")
+    parser.add_argument(
+        "source", metavar="PID|CORE", help="a process, or the path of a core (./123 for one named 123)"
+    )
     parser.add_argument("--cpu", metavar="NAME", help="the processor of the catalog that wrote the core")
     parser.add_argument(
         "--limit", type=nanoseconds, default="2s", help="how long to wait for threads to stop"
@@ -42,17 +43,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where threads are odd or could not be read."""
     live = None
-    if args.source.isdigit() and not args.cpu:
+    if args.source.isascii() and args.source.isdigit():
         live = snapshot(int(args.source), limit=args.limit / 1e9)
         threads: Sequence[ThreadState] = live.threads
     else:
-        threads = _from_file(args.source, args.cpu)
+        from fpstate.source.open import open_source
+
+        threads = open_source(args.source, cpu=Cpu.catalog(args.cpu) if args.cpu else None)
     odd = odd_ones(threads)
     report = describe(args.source, threads, odd, live)
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(_table(report)))
+        print("\n".join(table(report)))
     for thread in report["unread"]:
         print(f"fpstate: thread {thread['tid']} {thread['name']}: {thread['reason']}", file=sys.stderr)
     return 1 if odd or report["unread"] else 0
@@ -133,13 +136,8 @@ def _word(value: object) -> str:
     return str(getattr(value, "name", value)).lower()
 
 
-def _from_file(path: str, cpu: str | None) -> Sequence[ThreadState]:
-    from fpstate.source.open import open_source
-
-    return list(open_source(Path(path) if path != "-" else path, cpu=Cpu.catalog(cpu) if cpu else None))
-
-
-def _table(report: dict[str, Any]) -> Iterator[str]:
+def table(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that show what ``describe`` returned."""
     rows = [_COLUMNS, *(_row(thread) for thread in report["threads"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for row in rows:

@@ -1,0 +1,1 @@
+"""Commands for gdb. ``extension.py`` is for gdb's ``source``; nothing here needs more than the standard library."""
