@@ -1,0 +1,175 @@
+"""One thread's state as JSON-ready data: which registers, their exact bits, and what they mean in words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from fpstate.arch.component import component_name
+from fpstate.errors import FpStateError, NumberError
+from fpstate.image.canonical import pointers_count
+from fpstate.image.finding import Finding, Severity
+from fpstate.image.register import REGISTERS, register_named
+from fpstate.image.registers import Registers, initial_value
+from fpstate.image.tag import Tag, physical_register
+from fpstate.source.thread import ThreadState
+
+if TYPE_CHECKING:
+    from fpstate.image.bitfield import BitRegister
+
+_HALF: Final = re.compile(r"[yz]mm\d+h|mm\d")
+_VECTOR: Final = re.compile(r"[xyz]mm(\d+)h?")
+_LANED: Final = re.compile(r"[xyz]mm\d+h?|mm\d|tmm\d")
+_POINTERS: Final = frozenset({"fop", "fip", "fioff", "fiseg", "fdp", "fooff", "foseg"})
+_KEY_ACCESS: Final = ("read-write", "no access", "read-only", "no access")
+"""By the two bits of a key in PKRU, write-disable over access-disable (SDM Vol.3 4.6.2)."""
+_VISIBLE_IN_32_BITS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the caller asked to see; ``names`` empty for all that are not initial, or all with ``all``."""
+
+    all: bool = False
+    names: tuple[str, ...] = ()
+    values: bool = True
+    lane_type: str = "hex"
+
+
+def describe(thread: ThreadState, wanted: Wanted, *, views: bool) -> dict[str, Any]:
+    """Return a thread as data; with ``views``, registers that are parts of wider ones stand for themselves too.
+
+    A state that cannot be decoded becomes a finding, and its registers stay unknown.
+    """
+    image = thread.image
+    findings = list(thread.findings)
+    registers: dict[str, int] = {}
+    in_use: str | None = None
+    try:
+        in_use = hex(image.in_use)
+        registers = {name: image.registers[name] for name in _names(thread, wanted, views)}
+    except FpStateError as error:
+        findings.append(undecodable(error))
+    return {
+        "tid": thread.tid,
+        "name": thread.name,
+        "machine": thread.machine,
+        "layout_source": image.layout_source,
+        "size": image.layout.size,
+        "xcr0": None if thread.xcr0 is None else hex(thread.xcr0),
+        "xstate_bv": hex(image.xstate_bv),
+        "in_use": in_use,
+        "registers": {
+            name: exact(value, REGISTERS[name].size) if wanted.values else None
+            for name, value in registers.items()
+        },
+        "decoded": dict(_decoded(image.registers, registers, wanted)) if wanted.values else {},
+        "findings": [finding_data(finding) for finding in findings],
+    }
+
+
+def undecodable(error: FpStateError) -> Finding:
+    """Say that an image contradicts itself, as a finding of the thread it belongs to."""
+    offset = getattr(error, "offset", None)
+    return Finding("SRC005", Severity.ERROR, f"cannot be decoded: {error}", offset=offset, help=error.help)
+
+
+def finding_data(finding: Finding) -> dict[str, Any]:
+    """Return a finding as JSON-ready data; values are hexadecimal strings."""
+    return {
+        "id": finding.id,
+        "severity": finding.severity.value,
+        "message": finding.message,
+        "component": None if finding.component is None else component_name(finding.component),
+        "register": finding.register,
+        "offset": finding.offset,
+        "found": None if finding.found is None else hex(finding.found),
+        "expected": None if finding.expected is None else hex(finding.expected),
+        "source": finding.source,
+        "help": finding.help,
+    }
+
+
+def exact(value: int, size: int) -> str:
+    """Return a value of ``size`` bytes with all its hexadecimal digits."""
+    return f"{value:#0{2 + 2 * size}x}"
+
+
+def _names(thread: ThreadState, wanted: Wanted, views: bool) -> Iterator[str]:
+    registers = thread.image.registers
+    if wanted.names:
+        yield from (register_named(name).name for name in wanted.names if name in registers)
+        return
+    held = registers.names(widest=True)
+    if views:
+        whole = set(held)
+        held = tuple(name for name in registers.names() if name in whole or not _HALF.fullmatch(name))
+    elif "ftag" in registers:
+        held = tuple("ftag" if name == "ftag_abridged" else name for name in held)
+    pointers = "fctrl" in registers and pointers_count(registers["fctrl"], registers["fstat"])
+    for name in held:
+        initial = registers[name] == initial_value(name)
+        if initial and (not wanted.all or _out_of_reach(thread, name)):
+            continue
+        if wanted.all or pointers or name not in _POINTERS:
+            yield name
+
+
+def _out_of_reach(thread: ThreadState, name: str) -> bool:
+    """Tell whether code of this machine cannot name the register; it is shown where it holds something."""
+    vector = _VECTOR.fullmatch(name)
+    return thread.machine == "i386" and vector is not None and int(vector[1]) >= _VISIBLE_IN_32_BITS
+
+
+def _decoded(registers: Registers, values: dict[str, int], wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    words = {"mxcsr": "mxcsr", "fctrl": "control_word", "fstat": "status_word"}
+    for name in values:
+        if name in words:
+            yield name, _fields(getattr(registers, words[name]))
+        elif name == "ftag":
+            yield name, _tags(values[name], registers.status_word.top)
+        elif re.fullmatch(r"st\d", name):
+            yield name, _number(registers, int(name[2]))
+        elif name == "pkru":
+            yield name, {str(key): _KEY_ACCESS[values[name] >> 2 * key & 3] for key in range(16)}
+        elif wanted.lane_type != "hex" and _LANED.fullmatch(name):
+            yield name, lanes(registers, name, wanted.lane_type)
+
+
+def _fields(word: BitRegister) -> dict[str, Any]:
+    """Return the named fields: exceptions by their letters, enumerations by name, bits as booleans."""
+    fields: dict[str, Any] = {}
+    for name in type(word).field_names():
+        value = getattr(word, name)
+        if hasattr(value, "letters"):
+            fields[name] = value.letters()
+        elif isinstance(value, bool) or type(value) is int:
+            fields[name] = value
+        else:
+            fields[name] = value.name.lower()
+    return fields
+
+
+def _tags(full: int, top: int) -> dict[str, str]:
+    """Return the tags in words by their name on the stack; the tag word goes by physical register."""
+    return {
+        f"st{index}": Tag(full >> 2 * physical_register(index, top) & 3).name.lower() for index in range(8)
+    }
+
+
+def _number(registers: Registers, index: int) -> dict[str, str]:
+    """Return class, exact value and the nearest double's decimal digits of ST(index)."""
+    value = registers.st(index)
+    return {"class": value.kind.value, "value": str(value), "decimal": repr(value.to_float_lossy())}
+
+
+def lanes(registers: Registers, name: str, lane_type: str) -> list[int | float | str] | None:
+    """Return a register as lanes, lowest first, with what JSON has no number for as text; None if none fit."""
+    try:
+        found = registers.lanes(name, lane_type)
+    except (FpStateError, NumberError):
+        return None
+    return [lane if math.isfinite(lane) else repr(lane) for lane in found]

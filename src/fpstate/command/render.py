@@ -1,0 +1,134 @@
+"""The report of ``fpstate show`` as text: plain on a pipe, drawn with rich on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+from fpstate.arch.component import mask_text
+from fpstate.command.register_report import Wanted
+
+_GROUP: Final = 16
+_LAYOUT_SOURCES: Final = {
+    "note": "layout stated by the source",
+    "given": "layout as given",
+    "host": "layout of this processor",
+    "inferred": "layout INFERRED from XCR0 and size",
+    "format": "layout fixed by the format",
+}
+
+
+def render(report: dict[str, Any], wanted: Wanted) -> None:
+    """Print the report."""
+    if not (sys.stdout.isatty() and _draw(report, wanted)):
+        print("\n\n".join("\n".join(_plain(thread, wanted)) for thread in report["threads"]))
+
+
+def headline(thread: dict[str, Any]) -> str:
+    """Return who it is and where its layout was learnt."""
+    tid = "?" if thread["tid"] is None else thread["tid"]
+    name = f" {thread['name']}" if thread["name"] else ""
+    source = thread["layout_source"]
+    layout = f"layout_source {source}: {_LAYOUT_SOURCES.get(source, source)}"
+    return f"thread {tid}{name}  {thread['machine']}, {thread['size']} bytes, {layout}"
+
+
+def facts(thread: dict[str, Any]) -> str:
+    """Return the bitmaps in words."""
+    masks = (("XCR0", thread["xcr0"]), ("XSTATE_BV", thread["xstate_bv"]))
+    parts = [f"{name} {value}" for name, value in masks if value is not None]
+    used = "not known" if thread["in_use"] is None else mask_text(int(thread["in_use"], 16))
+    return ", ".join([*parts, f"in use: {used}"])
+
+
+def rows(thread: dict[str, Any], wanted: Wanted) -> Iterator[tuple[str, str, str]]:
+    """Yield name, bits and meaning of each register."""
+    for name, bits in thread["registers"].items():
+        meaning = thread["decoded"].get(name)
+        if not wanted.values:
+            yield name, "(left out)", ""
+        elif isinstance(meaning, list):
+            yield name, " ".join(_lane(lane) for lane in meaning), ""
+        else:
+            yield name, grouped(bits), _words(name, meaning)
+
+
+def grouped(bits: str) -> str:
+    """Return a hexadecimal number without its leading zero groups, an underscore between each 64 bits."""
+    digits = bits.removeprefix("0x")
+    if len(digits) <= _GROUP + 4:
+        return bits
+    stripped = digits.lstrip("0") or "0"
+    first = len(stripped) % _GROUP
+    groups = [stripped[:first]] if first else []
+    groups += [stripped[at : at + _GROUP] for at in range(first, len(stripped), _GROUP)]
+    return "0x" + "_".join(groups)
+
+
+def finding_line(finding: dict[str, Any]) -> str:
+    """Return a finding in one line."""
+    where = "" if finding["offset"] is None else f" at byte {finding['offset']}"
+    return f"{finding['severity']} {finding['id']}{where}: {finding['message']}"
+
+
+def _lane(lane: int | float | str) -> str:
+    return lane if isinstance(lane, str) else f"{lane!r}"
+
+
+def _words(name: str, meaning: Any) -> str:  # noqa: ANN401 - what describe() made of a register
+    if meaning is None:
+        return ""
+    if name.startswith("st"):
+        return f"{meaning['class']} {meaning['value']} ({meaning['decimal']})"
+    if name == "pkru":
+        restricted = [f"key {key} {access}" for key, access in meaning.items() if access != "read-write"]
+        return ", ".join(restricted) or "every key read-write"
+    if name == "ftag":
+        held = [f"{register} {tag}" for register, tag in meaning.items() if tag != "empty"]
+        return ", ".join(held) or "all empty"
+    return " ".join(_field(key, value) for key, value in meaning.items() if value not in (False, ""))
+
+
+def _field(name: str, value: Any) -> str:  # noqa: ANN401
+    return name if value is True else f"{name}={value}"
+
+
+def _plain(thread: dict[str, Any], wanted: Wanted) -> Iterator[str]:
+    yield headline(thread)
+    yield f"  {facts(thread)}"
+    yield from (f"  {finding_line(finding)}" for finding in thread["findings"])
+    table = list(rows(thread, wanted))
+    if not table:
+        yield "  no register to show: those known are all initial"
+    width = max((len(name) for name, _, _ in table), default=0)
+    for name, bits, meaning in table:
+        yield f"  {name:{width}}  {bits}  {meaning}".rstrip()
+
+
+def _draw(report: dict[str, Any], wanted: Wanted) -> bool:
+    """Draw on the terminal with rich, which honours NO_COLOR; False where rich is not there."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        return False
+    console = Console(highlight=False, markup=False, emoji=False)
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for thread in report["threads"]:
+        console.print(headline(thread), style="bold")
+        console.print(f"  {facts(thread)}")
+        for finding in thread["findings"]:
+            console.print(f"  {finding_line(finding)}", style=colours[finding["severity"]])
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold", style="dim")
+        for row in rows(thread, wanted):
+            table.add_row(*row)
+        if table.row_count:
+            console.print(table)
+        else:
+            console.print("  no register to show: those known are all initial")
+        console.print()
+    return True

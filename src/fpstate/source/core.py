@@ -1,0 +1,185 @@
+"""ELF cores of Linux, FreeBSD and NetBSD: the state of each thread that the core has notes about.
+
+Where from: Linux ``fs/binfmt_elf.c`` and ``arch/x86/kernel/fpu/regset.c``; FreeBSD ``sys/kern/imgact_elf.c`` and
+``sys/sys/procfs.h``; NetBSD ``sys/kern/core_elf32.c`` and ``sys/arch/{amd64,i386}/include/ptrace.h``.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import Final
+
+from fpstate.arch.component import AVX512, HEADER_SIZE, LEGACY, LEGACY_SIZE, MIN_SIZE, Component, mask_of
+from fpstate.arch.cpu import Cpu
+from fpstate.arch.layout import Format, Layout
+from fpstate.errors import LayoutError, SourceError
+from fpstate.image import Image
+from fpstate.image.legacy import FSAVE_SIZE, FXSAVE_SIZE, from_fsave, from_fxsave
+from fpstate.source import writer
+from fpstate.source.inference import AMD, layout_of
+from fpstate.source.note import ElfCore, Note, read_core
+from fpstate.source.register_set import Producer, read_register_set, stated_layout
+from fpstate.source.stream import Stream
+from fpstate.source.thread import Machine, ThreadState
+
+_THREAD, _XSTATE, _LAYOUT, _AUXV = "thread", "NT_X86_XSTATE", "NT_X86_XSAVE_LAYOUT", "NT_AUXV"
+_FXREGS, _FPREGS, _NETBSD_XSTATE = "NT_PRXFPREG", "NT_PRFPREG", "PT_GETXSTATE"
+_NETBSD: Final = "NetBSD-CORE@"
+_KINDS: Final = {
+    ("CORE", 1): _THREAD,
+    ("CORE", 2): _FPREGS,
+    ("CORE", 6): _AUXV,
+    ("LINUX", 0x202): _XSTATE,
+    ("LINUX", 0x205): _LAYOUT,
+    ("LINUX", 0x46E62B7F): _FXREGS,
+    ("FreeBSD", 1): _THREAD,
+    ("FreeBSD", 2): _FPREGS,
+    ("FreeBSD", 0x202): _XSTATE,
+    (_NETBSD, 35): _FPREGS,
+    (_NETBSD, 41): _NETBSD_XSTATE,
+    (_NETBSD, 43): _NETBSD_XSTATE,
+}
+"""What the notes that matter are, by owner and type. NetBSD's owner ends in the thread's number; its types are
+ptrace requests, 41 on amd64 and 43 on i386."""
+_BY_TRUST: Final = (_XSTATE, _NETBSD_XSTATE, _FXREGS, _FPREGS)
+_THREAD_NAME: Final = re.compile(re.escape(_NETBSD) + r"(\d{1,9})")
+_TID_OFFSETS: Final[dict[tuple[str, Machine], int]] = {
+    ("CORE", "x86-64"): 32,
+    ("CORE", "x32"): 24,
+    ("CORE", "i386"): 24,
+    ("FreeBSD", "x86-64"): 40,
+    ("FreeBSD", "i386"): 24,
+}
+"""Where NT_PRSTATUS has the thread's number: ``pr_pid`` of ``elf_prstatus`` and of FreeBSD's ``prstatus_t``."""
+_FPREG_SIZES: Final = {FXSAVE_SIZE: FXSAVE_SIZE, FSAVE_SIZE: FSAVE_SIZE, 176: FSAVE_SIZE}
+"""Sizes of NT_PRFPREG, and how much of it counts: FreeBSD's 32-bit ``struct fpreg`` is FSAVE, padded."""
+_NETBSD_XSTATE_SIZE: Final = 2384
+_NETBSD_COMPONENTS: Final = AVX512 | mask_of(Component.AVX)
+_AT_NULL, _AT_HWCAP = 0, 16
+
+
+@dataclass(slots=True)
+class _Thread:
+    tid: int | None
+    notes: dict[str, Note] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Contents:
+    threads: list[_Thread] = field(default_factory=list)
+    layout: Layout | None = None
+    hwcap: int | None = None
+
+
+def core_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]:
+    """Return the state of every thread in a core, in the core's order.
+
+    The layout is the one that the core states (``"note"``), else that of ``cpu`` (``"given"``), else the one known
+    layout that XCR0 and the size leave (``"inferred"``). A thread about which the core says nothing has an image
+    without components, and a finding. Raises SourceError, with the byte, for what is damaged or holds
+    no state at all, and AmbiguousLayout where several layouts fit.
+    """
+    core = read_core(stream)
+    contents = _contents(core)
+    if not any(thread.notes for thread in contents.threads):
+        raise SourceError(
+            stream.name,
+            f"no floating-point state; threads: {len(contents.threads)}",
+            help="its writer left NT_PRFPREG and NT_X86_XSTATE out, or no thread had used the FPU",
+        )
+    producer = Producer(contents.layout, cpu, contents.hwcap)
+    return [_state(core, thread, producer) for thread in contents.threads]
+
+
+def _contents(core: ElfCore) -> _Contents:
+    contents = _Contents()
+    for note in core.notes():
+        named = _THREAD_NAME.fullmatch(note.name)
+        kind = _KINDS.get((_NETBSD if named else note.name, note.type))
+        if kind == _THREAD:
+            contents.threads.append(_Thread(_tid(core, note)))
+        elif kind == _LAYOUT:
+            contents.layout = _layout(core, note)
+        elif kind == _AUXV:
+            contents.hwcap = _hwcap(core, note)
+        elif kind is not None:
+            tid = int(named[1]) if named else None
+            if not contents.threads or (tid is not None and contents.threads[-1].tid != tid):
+                contents.threads.append(_Thread(tid))
+            _add(core, contents.threads[-1], kind, note)
+    return contents
+
+
+def _add(core: ElfCore, thread: _Thread, kind: str, note: Note) -> None:
+    if kind in thread.notes:
+        raise SourceError(core.stream.name, f"a second {kind} of thread {thread.tid}", offset=note.offset)
+    thread.notes[kind] = note
+
+
+def _tid(core: ElfCore, note: Note) -> int:
+    offset = _TID_OFFSETS.get((note.name, core.machine))
+    if offset is None or note.size < offset + 4:
+        raise SourceError(
+            core.stream.name,
+            f"NT_PRSTATUS of {note.name}, {note.size} bytes, names no thread",
+            offset=note.offset,
+        )
+    return int.from_bytes(core.description(note)[offset : offset + 4], "little")
+
+
+def _hwcap(core: ElfCore, note: Note) -> int | None:
+    """Return AT_HWCAP, on x86 the EDX of CPUID leaf 1 (Linux ``arch/x86/include/asm/elf.h``)."""
+    entry = struct.Struct("<QQ" if core.bits == 64 else "<II")
+    data = core.description(note)
+    for key, value in entry.iter_unpack(data[: len(data) // entry.size * entry.size]):
+        if key in (_AT_NULL, _AT_HWCAP):
+            return int(value) if key == _AT_HWCAP else None
+    return None
+
+
+def _layout(core: ElfCore, note: Note) -> Layout:
+    try:
+        return stated_layout(core.description(note))
+    except LayoutError as error:
+        raise SourceError(core.stream.name, f"{_LAYOUT}: {error}", offset=note.offset) from error
+
+
+def _state(core: ElfCore, thread: _Thread, producer: Producer) -> ThreadState:
+    kind = next((kind for kind in _BY_TRUST if kind in thread.notes), None)
+    if kind is None:
+        nothing = Image(bytes(MIN_SIZE), Layout.from_places(Format.STANDARD, ()), "format")
+        return ThreadState(thread.tid, nothing, core.machine, findings=(writer.no_state(),))
+    note = thread.notes[kind]
+    data = core.description(note)
+    if kind == _XSTATE:
+        found = read_register_set(data, producer, name=core.stream.name, offset=note.offset)
+        return ThreadState(thread.tid, found.image, core.machine, found.xcr0, findings=found.findings)
+    if kind == _NETBSD_XSTATE:
+        return _netbsd_state(core, thread.tid, note, data)
+    size = _FPREG_SIZES.get(len(data))
+    if size is None:
+        raise SourceError(
+            core.stream.name,
+            f"{kind} has {len(data)} bytes, neither those of FXSAVE (512) nor of FSAVE (108)",
+            offset=note.offset,
+        )
+    image = from_fxsave(data) if size == FXSAVE_SIZE else from_fsave(data[:size])
+    return ThreadState(thread.tid, image, core.machine, findings=(writer.legacy_only(size),))
+
+
+def _netbsd_state(core: ElfCore, tid: int | None, note: Note, data: bytes) -> ThreadState:
+    """Read NetBSD's ``struct xstate``: two bitmaps, FXSAVE, then components without gaps, always at these places."""
+    if len(data) != _NETBSD_XSTATE_SIZE:
+        raise SourceError(
+            core.stream.name,
+            f"{_NETBSD_XSTATE} has {len(data)} bytes, not {_NETBSD_XSTATE_SIZE}",
+            offset=note.offset,
+        )
+    rfbm, xstate_bv = struct.unpack_from("<QQ", data)
+    held = LEGACY | rfbm & _NETBSD_COMPONENTS
+    header = (xstate_bv & held).to_bytes(8, "little").ljust(HEADER_SIZE, b"\0")
+    image = data[16 : 16 + LEGACY_SIZE] + header + data[16 + LEGACY_SIZE :]
+    layout = Layout.from_places(Format.STANDARD, layout_of(AMD, held).places, size=len(image))
+    return ThreadState(tid, Image(image, layout, "format"), core.machine, rfbm or None)

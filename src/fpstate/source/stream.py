@@ -1,0 +1,184 @@
+"""The bytes of a source by offset: a file, standard input, or what a compressed file inflates to.
+
+Sizes in a file are claims. A stream gives what is there and never more than ``limit`` bytes of it, so that a
+reader that compares both before it allocates needs little memory, whatever the file says.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO, Protocol
+
+from fpstate.errors import SourceError
+
+INFLATED_LIMIT = 2 << 30
+"""Bytes that are inflated of a compressed source before it is refused."""
+_KEPT = 1 << 20
+
+
+class Stream(Protocol):
+    """Bytes that can be read at any offset; ``size`` is None where the end has not been seen yet."""
+
+    name: str
+
+    @property
+    def size(self) -> int | None:
+        """Bytes in all, or None."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset`` on, fewer at the end; raises SourceError where it breaks off."""
+
+    def close(self) -> None:
+        """Give the file back."""
+
+
+class FileStream:
+    """A regular file, read by offset and never mapped, so that one that shrinks meanwhile does no harm."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.name = name
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    @property
+    def size(self) -> int:
+        """The file's size when it was opened."""
+        return self._size
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return what the file has there."""
+        if offset >= self._size or size <= 0:
+            return b""
+        return os.pread(self._file.fileno(), min(size, self._size - offset), offset)
+
+    def close(self) -> None:
+        """Close the file, unless it is standard input."""
+        if self._file is not sys.stdin.buffer:
+            self._file.close()
+
+
+class MemoryStream:
+    """Bytes that are in memory already."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
+        self._data = data
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        return len(self._data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return a slice."""
+        return self._data[offset : offset + max(size, 0)]
+
+    def close(self) -> None:
+        """Do nothing: there is no file."""
+
+
+class InflatedStream:
+    """A compressed file, inflated piece by piece as far as it is asked for.
+
+    Its beginning is kept, what follows is not: reading backwards behind the first MiB starts over.
+    """
+
+    def __init__(self, compressed: FileStream, codec: str, limit: int = INFLATED_LIMIT) -> None:
+        self.name = compressed.name
+        self._compressed = compressed
+        self._codec = codec
+        self._limit = limit
+        self._head = bytearray()
+        self._end: int | None = None
+        self._restart()
+
+    @property
+    def size(self) -> int | None:
+        """Bytes in all once the end was reached; None before."""
+        return self._end
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return bytes after inflating up to there; raises SourceError for damage and beyond the limit."""
+        if size <= 0:
+            return b""
+        if offset + size <= len(self._head):
+            return bytes(self._head[offset : offset + size])
+        if offset < self._start:
+            self._restart()
+        found = bytearray()
+        while len(found) < size:
+            begin = offset + len(found) - self._start
+            if begin < len(self._piece):
+                found += self._piece[begin : begin + size - len(found)]
+            elif not self._advance():
+                break
+        return bytes(found)
+
+    def close(self) -> None:
+        """Close the compressed file."""
+        self._compressed.close()
+
+    def _restart(self) -> None:
+        from fpstate.source.inflate import inflate
+
+        self._pieces: Iterator[bytes] = inflate(self._compressed, self._codec)
+        self._start, self._piece = 0, b""
+
+    def _advance(self) -> bool:
+        self._start += len(self._piece)
+        self._piece = next(self._pieces, b"")
+        end = self._start + len(self._piece)
+        if end > self._limit:
+            raise SourceError(
+                self.name,
+                f"inflates to more than {self._limit} bytes",
+                offset=self._limit,
+                help=f"inflate it first: {self._codec} -d",
+            )
+        if self._start == len(self._head) < _KEPT:
+            self._head += self._piece
+        if not self._piece:
+            self._end = end
+        return bool(self._piece)
+
+
+def open_stream(source: str) -> Stream:
+    """Open a path, or standard input for ``-``, inflating xz, gzip, bzip2 and zstd; raises OSError, SourceError.
+
+    Whoever opens it closes it.
+    """
+    name = "standard input" if source == "-" else source
+    file: BinaryIO = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115 - the stream owns it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file = _copied(file, name)
+    return inflated(FileStream(file, name))
+
+
+def inflated(stream: FileStream, limit: int = INFLATED_LIMIT) -> Stream:
+    """Return the stream itself, or what it inflates to where it begins as a compressed file does."""
+    head = stream.read_at(0, 6)
+    for magic, codec in MAGICS.items():
+        if head.startswith(magic):
+            return InflatedStream(stream, codec, limit)
+    return stream
+
+
+def _copied(pipe: BinaryIO, name: str) -> BinaryIO:
+    """Copy what cannot be read by offset to a file that has no name, so that nobody else can open it."""
+    copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - the stream owns it
+    for piece in iter(lambda: pipe.read(_KEPT), b""):
+        if copy.tell() + len(piece) > INFLATED_LIMIT:
+            raise SourceError(name, f"more than {INFLATED_LIMIT} bytes", offset=INFLATED_LIMIT)
+        copy.write(piece)
+    copy.flush()
+    if pipe is not sys.stdin.buffer:
+        pipe.close()
+    return copy
+
+
+MAGICS = {b"\xfd7zXZ\0": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+"""How compressed files begin, and the tool that inflates them."""
