@@ -1,0 +1,213 @@
+"""The rules whose breach a consumer lets pass, and then loads less, or something else, than the image states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from fpstate.arch.component import LEGACY, MIN_SIZE, Component, component_name, components_in, mask_of
+from fpstate.arch.component import mask_text as names
+from fpstate.image.consumer import Consumer
+from fpstate.image.control import MXCSR_INIT
+from fpstate.image.finding import Severity
+from fpstate.image.rule import RESTORES, UABI, Breach, Rule
+from fpstate.image.subject import MAGIC1, MAGIC2, MXCSR_AT, SOFTWARE_AT, XSTATE_BV_AT, Subject
+
+_EXTENDED_SIZE_AT: Final = SOFTWARE_AT + 4
+_XFEATURES_AT: Final = SOFTWARE_AT + 8
+_XSTATE_SIZE_AT: Final = SOFTWARE_AT + 16
+_SSE: Final = mask_of(Component.SSE)
+_AVX: Final = mask_of(Component.AVX)
+_PKRU: Final = mask_of(Component.PKRU)
+
+
+def misplaced(subject: Subject) -> int:
+    """The present components that lie elsewhere, or have another size, than the consumer will take for granted."""
+    given, expected = subject.given, subject.expected_layout
+    if given is None or expected is None or subject.fx_only:
+        return 0
+    shared = subject.xstate_bv & given.mask & expected.mask & ~LEGACY
+    return mask_of(*(n for n in components_in(shared) if given.place(n) != expected.place(n)))
+
+
+def _no_magic1(subject: Subject) -> Iterator[Breach]:
+    if not subject.is_frame:
+        yield Breach(
+            "no signal frame's software bytes: x87, XMM and MXCSR are loaded, all else becomes initial",
+            *(SOFTWARE_AT, subject.frame.magic1, MAGIC1),
+        )
+
+
+def _no_magic2(subject: Subject) -> Iterator[Breach]:
+    if subject.is_frame and subject.sizes_fit and subject.magic2 not in (None, MAGIC2):
+        yield Breach(
+            "no second magic word behind the state: x87, XMM and MXCSR are loaded, all else becomes initial",
+            *(subject.magic2_at, subject.magic2, MAGIC2),
+        )
+
+
+def _sizes(subject: Subject) -> Iterator[Breach]:
+    if not subject.is_frame or subject.sizes_fit:
+        return
+    size, user_size = subject.frame.xstate_size, subject.target.user_size
+    if size > subject.frame.extended_size:
+        offset, found, expected = _EXTENDED_SIZE_AT, subject.frame.extended_size, size + 4
+        reason = f"xstate_size {size} is more than extended_size {found}"
+    else:
+        offset, found, expected = _XSTATE_SIZE_AT, size, min(max(size, MIN_SIZE), user_size)
+        reason = f"xstate_size {size} is not between {MIN_SIZE} and the task's {user_size}"
+    yield Breach(
+        f"{reason}: x87, XMM and MXCSR are loaded, all else becomes initial", offset, found, expected
+    )
+
+
+def _xfeatures(subject: Subject) -> Iterator[Breach]:
+    if subject.fx_only:
+        return
+    if lost := subject.xstate_bv & subject.target.xcr0 & ~subject.rfbm:
+        found = subject.frame.xfeatures
+        yield Breach(
+            f"{names(lost)} is in XSTATE_BV but not in the frame's xfeatures {found:#x} and the task's"
+            f" {subject.target.user_xfeatures:#x}: it becomes initial",
+            *(_XFEATURES_AT, found, found | lost),
+        )
+
+
+def _smaller_frame(subject: Subject) -> Iterator[Breach]:
+    size, user_size = subject.frame.xstate_size, subject.target.user_size
+    if not subject.fx_only and size < user_size and not _behind_end(subject):
+        yield Breach(
+            f"a frame of {size} bytes where this kernel's have {user_size}: Linux 6.15 until the revert in 7.1"
+            " looks for the second magic word at the latter, and loads x87 and SSE alone",
+            *(_XSTATE_SIZE_AT, size, user_size),
+        )
+
+
+def _behind_end(subject: Subject) -> list[tuple[int, int]]:
+    return (
+        [] if subject.fx_only else [item for item in subject.reach() if item[1] > subject.frame.xstate_size]
+    )
+
+
+def _states_behind_end(subject: Subject) -> Iterator[Breach]:
+    for component, end in _behind_end(subject):
+        if subject.complete and subject.xstate_bv >> component & 1:
+            yield Breach(
+                f"{component_name(component)} ends at {end}, the frame at {subject.frame.xstate_size}:"
+                " what lies behind it is loaded",
+                *(_XSTATE_SIZE_AT, subject.frame.xstate_size, end, component),
+            )
+
+
+def _xfd_dropped(subject: Subject) -> Iterator[Breach]:
+    for component in components_in(subject.xstate_bv & subject.target.guest_xfd):
+        yield Breach(
+            f"the guest's IA32_XFD holds {component_name(component)} back: KVM clears it without a word",
+            *(XSTATE_BV_AT, subject.xstate_bv, subject.xstate_bv & ~subject.target.guest_xfd, component),
+            help="set IA32_XFD before the state, and only ship what it lets through",
+        )
+
+
+def _hidden(subject: Subject) -> Iterator[Breach]:
+    visible = subject.target.guest_xcr0 | LEGACY
+    if hidden := subject.xstate_bv & subject.target.kvm_xcr0 & ~visible & ~subject.target.guest_xfd:
+        yield Breach(
+            f"{names(hidden)} is not in the guest's CPUID: it is taken, but the next KVM_GET_XSAVE lacks it",
+            *(XSTATE_BV_AT, subject.xstate_bv, subject.xstate_bv & visible),
+            help="set the guest's CPUID first (KVM_SET_CPUID2)",
+        )
+
+
+def mxcsr_is_lost(subject: Subject) -> bool:
+    """Whether a stated MXCSR reaches no register: carried by AVX alone, where only SSE carries it."""
+    if subject.xstate_bv & (_SSE | _AVX) != _AVX or subject.mxcsr == MXCSR_INIT:
+        return False
+    if subject.consumer in UABI:
+        return subject.target.compacted_restore
+    return False
+
+
+def _mxcsr_lost(subject: Subject) -> Iterator[Breach]:
+    if mxcsr_is_lost(subject):
+        yield Breach(
+            f"MXCSR {subject.mxcsr:#x} comes with AVX but without SSE: it reads back, yet the register gets"
+            f" {MXCSR_INIT:#x}",
+            *(MXCSR_AT, subject.mxcsr, MXCSR_INIT, Component.SSE, "mxcsr"),
+        )
+
+
+def _pkru_opened(subject: Subject) -> Iterator[Breach]:
+    if subject.target.user_xfeatures & subject.rfbm & ~subject.xstate_bv & _PKRU and not subject.fx_only:
+        yield Breach(
+            "PKRU is absent and so becomes 0: every protection key is open",
+            *(XSTATE_BV_AT, subject.xstate_bv, subject.xstate_bv | _PKRU, Component.PKRU, "pkru"),
+        )
+
+
+def _pkru_kept(subject: Subject) -> Iterator[Breach]:
+    if subject.target.guest_xcr0 & ~subject.xstate_bv & _PKRU:
+        yield Breach(
+            "PKRU is absent: KVM keeps the vCPU's value, while all other absent components become initial",
+            *(XSTATE_BV_AT, subject.xstate_bv, subject.xstate_bv | _PKRU, Component.PKRU, "pkru"),
+        )
+
+
+def _truncated(subject: Subject) -> Iterator[Breach]:
+    full = subject.target.standard.size
+    if subject.length > full:
+        yield Breach(f"{subject.length} bytes, of which the first {full} count", full, subject.length, full)
+
+
+def _not_asked_for(subject: Subject) -> Iterator[Breach]:
+    reachable = subject.target.xcr0 | (subject.target.xss if subject.consumer is Consumer.XRSTORS else 0)
+    if left := subject.xstate_bv & reachable & ~subject.rfbm:
+        yield Breach(
+            f"{names(left)} is stated but not asked for: the registers keep what they hold",
+            *(XSTATE_BV_AT, subject.xstate_bv, subject.rfbm),
+        )
+
+
+def _misplaced(subject: Subject) -> Iterator[Breach]:
+    given, expected = subject.given, subject.expected_layout
+    if given is None or expected is None:
+        return
+    for component in components_in(misplaced(subject)):
+        there, here = given.place(component), expected.place(component)
+        yield Breach(
+            f"{component_name(component)} lies at {there.offset} with {there.size} bytes,"
+            f" and is read at {here.offset} with {here.size}",
+            *(there.offset, there.offset, here.offset, component),
+        )
+
+
+_SIG, _PT, _KVM = Consumer.SIGRETURN, Consumer.PTRACE, Consumer.KVM
+_WARNING, _NOTE = Severity.WARNING, Severity.NOTE
+_FRAME = "check_xstate_in_sigframe"
+
+LOSSES: Final = (
+    Rule("XS020", "No first magic word", _WARNING, frozenset({_SIG}), _FRAME, _no_magic1,
+         "write the software bytes 464 to 511 of a frame, and the second magic word behind the state"),
+    Rule("XS021", "No second magic word", _WARNING, frozenset({_SIG}), _FRAME, _no_magic2),
+    Rule("XS022", "Sizes in the frame that are not believed", _WARNING, frozenset({_SIG}), _FRAME, _sizes),
+    Rule("XS023", "The frame does not ask for what it states", _WARNING, frozenset({_SIG}),
+         "restore_fpregs_from_user", _xfeatures),
+    Rule("XS024", "A frame smaller than the kernel's own", _NOTE, frozenset({_SIG}), _FRAME, _smaller_frame),
+    Rule("XS025", "KVM drops what XFD holds back", _WARNING, frozenset({_KVM}), "fpu_copy_uabi_to_guest_fpstate",
+         _xfd_dropped),
+    Rule("XS026", "KVM takes what the guest cannot see", _WARNING, frozenset({_KVM}),
+         "kvm_vcpu_ioctl_x86_get_xsave2", _hidden),
+    Rule("XS027", "MXCSR without SSE", _WARNING, UABI, "SDM Vol. 1, 13.8.2; xfeatures_mxcsr_quirk", _mxcsr_lost,
+         "set the SSE bit too"),
+    Rule("XS028", "PKRU absent, and so all keys open", _WARNING, RESTORES | {_PT}, "SDM Vol. 1, 13.5.7",
+         _pkru_opened, "state PKRU; 0x55555554 is what Linux gives a new program"),
+    Rule("XS029", "PKRU absent, and so kept", _NOTE, frozenset({_KVM}), "fpu_copy_uabi_to_guest_fpstate",
+         _pkru_kept),
+    Rule("XS030", "Bytes behind the regset", _NOTE, frozenset({_PT}), "ptrace_regset", _truncated),
+    Rule("XS031", "Stated but not asked for", _WARNING, frozenset({Consumer.XRSTOR, Consumer.XRSTORS}),
+         "SDM Vol. 1, 13.8", _not_asked_for),
+    Rule("XS032", "Laid out for another processor", _WARNING, frozenset(Consumer), "CPUID leaf 0DH", _misplaced,
+         "convert the image to the target's layout"),
+    Rule("XS033", "The frame states components behind its own end", _WARNING, frozenset({_SIG}),
+         "restore_fpregs_from_user", _states_behind_end),
+)  # fmt: skip
+"""In the order of their ids."""
