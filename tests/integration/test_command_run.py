@@ -195,7 +195,7 @@ def test_a_leak_is_answered_with_1(capsys, monkeypatch):
 )
 def test_a_guest_that_goes_wrong_is_named_and_the_others_finish(fpstate, fault, how):
     code, report = fpstate(
-        "--vcpus", "8", "--timeout", "20ms", "--argument", "1000", f"faults/{fault}", "canary"
+        "--vcpus", "8", "--timeout", "100ms", "--argument", "1000", f"faults/{fault}", "canary"
     )
     assert code == 1
     assert (report["finished"], report["faults"], report["checked"], report["wrong"]) == (4, 4, 4, 0)

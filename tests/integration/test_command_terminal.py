@@ -129,6 +129,7 @@ def test_an_interrupt_ends_a_long_run_within_a_second_or_so(processors):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     wait_for_guests(process)
     sent_at = time.monotonic()
@@ -148,6 +149,7 @@ def test_an_interrupt_on_a_terminal_takes_the_progress_bar_away():
         stderr=child,
         env=environment(),
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     os.close(child)
     wait_for_guests(process)
@@ -157,6 +159,11 @@ def test_an_interrupt_on_a_terminal_takes_the_progress_bar_away():
     assert process.wait(PATIENCE) == 130
     assert "Traceback" not in sent
     assert sent.rfind("\x1b[?25h") > sent.rfind("\x1b[?25l") >= 0
+
+
+def hear_interrupts() -> None:
+    """Also where these tests run in the background of a shell, which has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_guests(process: subprocess.Popen[str]) -> None:
