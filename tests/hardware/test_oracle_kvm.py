@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 import pytest
-
 from oracle import Tally, disagreement, host_target, mutants, mxcsr_of, share, without
 
 from fpstate.arch import Component, mask_of

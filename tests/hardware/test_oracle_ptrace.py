@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from oracle import (
     AREA,
     ENVIRONMENT,
