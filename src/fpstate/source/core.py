@@ -113,6 +113,7 @@ def _contents(core: ElfCore) -> _Contents:
 
 
 def _add(core: ElfCore, thread: _Thread, kind: str, note: Note) -> None:
+    core.check_size(note)
     if kind in thread.notes:
         raise SourceError(core.stream.name, f"a second {kind} of thread {thread.tid}", offset=note.offset)
     thread.notes[kind] = note

@@ -21,7 +21,7 @@ MAGIC: Final = b"\x7fELF"
 DESCRIPTION_LIMIT: Final = 1 << 20
 """Bytes in a note that anyone looks at; the largest known, an AMX register set, has about 11 KiB."""
 
-_NOTES_LIMIT: Final = 1 << 20
+_NOTES_LIMIT: Final = 1 << 19
 _SEGMENTS_LIMIT: Final = 1 << 20
 _CLASSES: Final = {1: 32, 2: 64}
 _LITTLE_ENDIAN, _ET_CORE, _PT_NOTE, _PN_XNUM = 1, 4, 4, 0xFFFF
@@ -62,14 +62,18 @@ class ElfCore:
                     raise SourceError(self.stream.name, f"more than {_NOTES_LIMIT} notes", offset=note.offset)
                 yield note
 
-    def description(self, note: Note) -> bytes:
-        """Return a note's bytes; raises SourceError where the file lacks some, and for more than 1 MiB."""
+    def check_size(self, note: Note) -> None:
+        """Raise SourceError for a note that is larger than any whose description is looked at."""
         if note.size > DESCRIPTION_LIMIT:
             raise SourceError(
                 self.stream.name,
                 f"a note of {note.name!r}, type {note.type:#x}, claims {note.size} bytes",
                 offset=note.offset,
             )
+
+    def description(self, note: Note) -> bytes:
+        """Return a note's bytes; raises SourceError where the file lacks some, and for more than 1 MiB."""
+        self.check_size(note)
         return _read(self.stream, note.offset, note.size, "the description of a note")
 
     def _note_segments(self) -> Iterator[tuple[int, int]]:
