@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fpstate.arch.component import component_name
 from fpstate.errors import FpStateError, NumberError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fpstate.image.bitfield import BitRegister
 
 _HALF: Final = re.compile(r"[yz]mm\d+h|mm\d")
+_PART: Final = re.compile(r"([xy]mm)(\d+)")
+_PART_MASKS: Final = {"xmm": (1 << 128) - 1, "ymm": (1 << 256) - 1}
 _VECTOR: Final = re.compile(r"[xyz]mm(\d+)h?")
 _LANED: Final = re.compile(r"[xyz]mm\d+h?|mm\d|tmm\d")
 _POINTERS: Final = frozenset({"fop", "fip", "fioff", "fiseg", "fdp", "fooff", "foseg"})
@@ -29,8 +31,7 @@ _KEY_ACCESS: Final = ("read-write", "no access", "read-only", "no access")
 _VISIBLE_IN_32_BITS: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What the caller asked to see; ``names`` empty for all that are not initial, or all with ``all``."""
 
     all: bool = False
@@ -50,7 +51,7 @@ def describe(thread: ThreadState, wanted: Wanted, *, views: bool) -> dict[str, A
     in_use: str | None = None
     try:
         in_use = hex(image.in_use)
-        registers = {name: image.registers[name] for name in _names(thread, wanted, views)}
+        registers = dict(_values(thread, wanted, views))
     except FpStateError as error:
         findings.append(undecodable(error))
     return {
@@ -63,8 +64,7 @@ def describe(thread: ThreadState, wanted: Wanted, *, views: bool) -> dict[str, A
         "xstate_bv": hex(image.xstate_bv),
         "in_use": in_use,
         "registers": {
-            name: exact(value, REGISTERS[name].size) if wanted.values else None
-            for name, value in registers.items()
+            name: exact(value, _size(name)) if wanted.values else None for name, value in registers.items()
         },
         "decoded": dict(_decoded(image.registers, registers, wanted)) if wanted.values else {},
         "findings": [finding_data(finding) for finding in findings],
@@ -98,24 +98,50 @@ def exact(value: int, size: int) -> str:
     return f"{value:#0{2 + 2 * size}x}"
 
 
-def _names(thread: ThreadState, wanted: Wanted, views: bool) -> Iterator[str]:
+def _values(thread: ThreadState, wanted: Wanted, views: bool) -> Iterator[tuple[str, int]]:
+    """Yield the registers that are to be shown, with their values as they are stored."""
     registers = thread.image.registers
     if wanted.names:
-        yield from (register_named(name).name for name in wanted.names if name in registers)
+        yield from (
+            (register_named(name).name, registers[name]) for name in wanted.names if name in registers
+        )
         return
-    held = registers.names(widest=True)
-    if views:
-        whole = set(held)
-        held = tuple(name for name in registers.names() if name in whole or not _HALF.fullmatch(name))
-    elif "ftag" in registers:
-        held = tuple("ftag" if name == "ftag_abridged" else name for name in held)
-    pointers = "fctrl" in registers and pointers_count(registers["fctrl"], registers["fstat"])
-    for name in held:
-        initial = registers[name] == initial_value(name)
-        if initial and (not wanted.all or _out_of_reach(thread, name)):
+    values = {name: registers[name] for name in registers.names(widest=True)}
+    pointers = "fctrl" in values and pointers_count(values["fctrl"], values["fstat"])
+    for name in _shown_names(registers, values, views):
+        value = _value(registers, values, name)
+        if value == _initial(name) and (not wanted.all or _out_of_reach(thread, name)):
             continue
         if wanted.all or pointers or name not in _POINTERS:
-            yield name
+            yield name, value
+
+
+def _shown_names(registers: Registers, widest: Collection[str], views: bool) -> Iterator[str]:
+    if views:
+        yield from (name for name in registers.names() if name in widest or not _HALF.fullmatch(name))
+    else:
+        yield from ("ftag" if name == "ftag_abridged" else name for name in widest)
+
+
+def _value(registers: Registers, widest: Mapping[str, int], name: str) -> int:
+    """Return a register, cut from a wider one that was read already where there is one."""
+    if name in widest:
+        return widest[name]
+    if vector := _PART.fullmatch(name):
+        for wider in ("ymm", "zmm"):
+            if wider + vector[2] in widest:
+                return widest[wider + vector[2]] & _PART_MASKS[vector[1]]
+    return registers[name]
+
+
+@cache
+def _size(name: str) -> int:
+    return REGISTERS[name].size
+
+
+@cache
+def _initial(name: str) -> int:
+    return initial_value(name)
 
 
 def _out_of_reach(thread: ThreadState, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from fpstate.errors import RegisterError, SourceError
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         import json
 
-        print(json.dumps(report, indent=1))
+        # Without indentation json is several times as fast; programs do not need any.
+        print(json.dumps(report, indent=1 if sys.stdout.isatty() else None))
     else:
         from fpstate.command.render import render
 

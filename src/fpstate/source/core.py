@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from fpstate.arch.component import AVX512, HEADER_SIZE, LEGACY, LEGACY_SIZE, MIN_SIZE, Component, mask_of
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Format, Layout
 from fpstate.errors import LayoutError, SourceError
 from fpstate.image import Image
-from fpstate.image.legacy import FSAVE_SIZE, FXSAVE_SIZE, from_fsave, from_fxsave
 from fpstate.source import writer
 from fpstate.source.inference import AMD, layout_of
 from fpstate.source.note import ElfCore, Note, read_core
@@ -53,24 +51,24 @@ _TID_OFFSETS: Final[dict[tuple[str, Machine], int]] = {
     ("FreeBSD", "i386"): 24,
 }
 """Where NT_PRSTATUS has the thread's number: ``pr_pid`` of ``elf_prstatus`` and of FreeBSD's ``prstatus_t``."""
-_FPREG_SIZES: Final = {FXSAVE_SIZE: FXSAVE_SIZE, FSAVE_SIZE: FSAVE_SIZE, 176: FSAVE_SIZE}
+_FXSAVE_SIZE, _FSAVE_SIZE = 512, 108
+_FPREG_SIZES: Final = {_FXSAVE_SIZE: _FXSAVE_SIZE, _FSAVE_SIZE: _FSAVE_SIZE, 176: _FSAVE_SIZE}
 """Sizes of NT_PRFPREG, and how much of it counts: FreeBSD's 32-bit ``struct fpreg`` is FSAVE, padded."""
 _NETBSD_XSTATE_SIZE: Final = 2384
 _NETBSD_COMPONENTS: Final = AVX512 | mask_of(Component.AVX)
 _AT_NULL, _AT_HWCAP = 0, 16
 
 
-@dataclass(slots=True)
-class _Thread:
+class _Thread(NamedTuple):
     tid: int | None
-    notes: dict[str, Note] = field(default_factory=dict)
+    notes: dict[str, Note]
 
 
-@dataclass(slots=True)
 class _Contents:
-    threads: list[_Thread] = field(default_factory=list)
-    layout: Layout | None = None
-    hwcap: int | None = None
+    def __init__(self) -> None:
+        self.threads: list[_Thread] = []
+        self.layout: Layout | None = None
+        self.hwcap: int | None = None
 
 
 def core_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]:
@@ -99,7 +97,7 @@ def _contents(core: ElfCore) -> _Contents:
         named = _THREAD_NAME.fullmatch(note.name)
         kind = _KINDS.get((_NETBSD if named else note.name, note.type))
         if kind == _THREAD:
-            contents.threads.append(_Thread(_tid(core, note)))
+            contents.threads.append(_Thread(_tid(core, note), {}))
         elif kind == _LAYOUT:
             contents.layout = _layout(core, note)
         elif kind == _AUXV:
@@ -107,7 +105,7 @@ def _contents(core: ElfCore) -> _Contents:
         elif kind is not None:
             tid = int(named[1]) if named else None
             if not contents.threads or (tid is not None and contents.threads[-1].tid != tid):
-                contents.threads.append(_Thread(tid))
+                contents.threads.append(_Thread(tid, {}))
             _add(core, contents.threads[-1], kind, note)
     return contents
 
@@ -159,6 +157,12 @@ def _state(core: ElfCore, thread: _Thread, producer: Producer) -> ThreadState:
         return ThreadState(thread.tid, found.image, core.machine, found.xcr0, findings=found.findings)
     if kind == _NETBSD_XSTATE:
         return _netbsd_state(core, thread.tid, note, data)
+    return _legacy_state(core, thread.tid, kind, note, data)
+
+
+def _legacy_state(core: ElfCore, tid: int | None, kind: str, note: Note, data: bytes) -> ThreadState:
+    from fpstate.image.legacy import from_fsave, from_fxsave
+
     size = _FPREG_SIZES.get(len(data))
     if size is None:
         raise SourceError(
@@ -166,8 +170,8 @@ def _state(core: ElfCore, thread: _Thread, producer: Producer) -> ThreadState:
             f"{kind} has {len(data)} bytes, neither those of FXSAVE (512) nor of FSAVE (108)",
             offset=note.offset,
         )
-    image = from_fxsave(data) if size == FXSAVE_SIZE else from_fsave(data[:size])
-    return ThreadState(thread.tid, image, core.machine, findings=(writer.legacy_only(size),))
+    image = from_fxsave(data) if size == _FXSAVE_SIZE else from_fsave(data[:size])
+    return ThreadState(tid, image, core.machine, findings=(writer.legacy_only(size),))
 
 
 def _netbsd_state(core: ElfCore, tid: int | None, note: Note, data: bytes) -> ThreadState:

@@ -10,10 +10,9 @@ and the announced APX. Intel's offsets are Centaur's and Zhaoxin's too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from fpstate.arch.component import (
     LEGACY,
@@ -55,8 +54,7 @@ ZEN2: Final[_Places] = MappingProxyType({_C.AVX: (576, 256), _C.PKRU: (832, 64),
 BULLDOZER: Final[_Places] = MappingProxyType({_C.AVX: (576, 256), _C.LWP: (832, 128)})
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """Processors that share their user components and the places of these; offsets and sizes in bytes."""
 
     xcr0: int

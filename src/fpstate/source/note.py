@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from fpstate.errors import SourceError
 from fpstate.source.stream import Stream
@@ -32,8 +31,7 @@ _NOTE: Final = struct.Struct("<III")
 _NAME_LIMIT: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One note: its owner's name, its type and where its ``size`` bytes of description lie in the file."""
 
     name: str
@@ -42,8 +40,7 @@ class Note:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class ElfCore:
+class ElfCore(NamedTuple):
     """What an ELF header says of a core: the machine, and its program headers."""
 
     stream: Stream

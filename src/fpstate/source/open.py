@@ -10,9 +10,7 @@ import importlib
 import os
 import re
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from fpstate.arch.cpu import Cpu
 from fpstate.errors import UnsupportedHere
@@ -22,8 +20,7 @@ from fpstate.source.thread import ThreadState
 _HEAD_SIZE: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(NamedTuple):
     """A file format: how it begins, and ``function(stream, *, cpu)`` of ``module``, which lists its threads."""
 
     title: str
@@ -62,10 +59,10 @@ READERS: Final = (
 """The formats of files, tried in order; the last takes what no other does."""
 
 
-def open_source(source: str | Path, *, cpu: Cpu | None = None) -> list[ThreadState]:
+def open_source(source: str | os.PathLike[str], *, cpu: Cpu | None = None) -> list[ThreadState]:
     """Return the state of every thread of a source: a path, ``-`` for standard input, or a process's number.
 
-    A ``Path`` is a file whatever its name.
+    A path object is a file whatever its name.
 
     ``cpu`` is the processor that made the state, for formats that do not say it themselves. Raises OSError,
     SourceError, AmbiguousLayout, and UnsupportedHere where something is missing to read this source.

@@ -7,8 +7,7 @@ known layout that XCR0 and the size leave. What gdb is known to have damaged is 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from fpstate.arch.component import COMPACTED_BIT, LEGACY_PLACES, MIN_SIZE
 from fpstate.arch.cpu import Cpu
@@ -25,8 +24,7 @@ _XSTATE_BV_OFFSET: Final = 512
 _RECORD: Final = struct.Struct("<IIII")
 
 
-@dataclass(frozen=True, slots=True)
-class Producer:
+class Producer(NamedTuple):
     """What is known of the processor that made a register set, besides the register set itself.
 
     ``layout`` is what the producer stated, ``cpu`` what the caller says, ``hwcap`` AT_HWCAP, which is the EDX of
@@ -38,8 +36,7 @@ class Producer:
     hwcap: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterSet:
+class RegisterSet(NamedTuple):
     """A register set understood: its image, the XCR0 it states if it states one, and what happened to it."""
 
     image: Image

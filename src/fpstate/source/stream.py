@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
@@ -169,6 +168,8 @@ def inflated(stream: FileStream, limit: int = INFLATED_LIMIT) -> Stream:
 
 def _copied(pipe: BinaryIO, name: str) -> BinaryIO:
     """Copy what cannot be read by offset to a file that has no name, so that nobody else can open it."""
+    import tempfile
+
     copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - the stream owns it
     for piece in iter(lambda: pipe.read(_KEPT), b""):
         if copy.tell() + len(piece) > INFLATED_LIMIT:
