@@ -21,8 +21,6 @@ from fpstate.image.finding import Severity
 from fpstate.image.initial import initial_bytes
 from fpstate.image.rule import EVERY, Breach, Rule
 from fpstate.image.subject import (
-    MAGIC2,
-    MAGIC2_SIZE,
     MXCSR_AT,
     RESERVED_AT,
     SOFTWARE_AT,
@@ -175,11 +173,8 @@ def _between(subject: Subject) -> Iterator[Breach]:
     layout = subject.layout
     if layout is None:
         return
-    known = bytearray(subject.data)
-    if subject.is_frame and subject.magic2 == MAGIC2:
-        known[subject.magic2_at : subject.magic2_at + MAGIC2_SIZE] = bytes(MAGIC2_SIZE)
     for start, end in (_RESERVED_LEGACY, *_holes(subject)):
-        data = known[start:end]
+        data = subject.content[start:end]
         if any(data):
             first = next(index for index, byte in enumerate(data) if byte)
             yield Breach(

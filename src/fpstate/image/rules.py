@@ -120,9 +120,15 @@ def predict(
     subject = Subject(data, consumer, target, address=address, layout=layout)
     refusals = [finding for rule in _of(consumer, rules, refusing=True) for finding in rule.findings(subject)]
     if refusals:
-        answer = _OTHER_ANSWERS.get((consumer, refusals[0].id), _ANSWERS[consumer])
-        return Verdict(consumer, tuple(refusals), answer, fx_only=subject.fx_only)
+        return Verdict(consumer, tuple(refusals), _answer(consumer, refusals), fx_only=subject.fx_only)
     return _kernel_copies(subject) if consumer in UABI else _processor_loads(subject)
+
+
+def _answer(consumer: Consumer, refusals: list[Finding]) -> str:
+    """What the caller sees; where the processor reads the header at all, #GP for it comes first."""
+    answers = [_OTHER_ANSWERS.get((consumer, finding.id), _ANSWERS[consumer]) for finding in refusals]
+    header_is_read = consumer in (Consumer.XRSTOR, Consumer.XRSTORS) and refusals[0].id != "XS001"
+    return "#GP" if header_is_read and "#GP" in answers else answers[0]
 
 
 def _of(consumer: Consumer, rules: Mapping[str, Rule], *, refusing: bool = False) -> Iterable[Rule]:
@@ -151,7 +157,7 @@ def _processor_loads(subject: Subject) -> Verdict:
     else:
         managed = target.xcr0 | (target.xss if subject.consumer is Consumer.XRSTORS else 0)
         initialised, mxcsr = rfbm & ~stated, _restored_mxcsr(subject)
-    lost = subject.xstate_bv & managed & ~loaded | misplaced(subject)
+    lost = subject.xstate_bv & (managed | target.xcr0) & ~loaded | misplaced(subject)
     stated_mxcsr = bool(stated & (_SSE if subject.compacted and not subject.fx_only else _SSE | _AVX))
     return Verdict(
         *(subject.consumer, ()),

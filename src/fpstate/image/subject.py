@@ -201,13 +201,22 @@ class Subject:
         """Return bytes as an unsigned integer; those behind the end are zeros."""
         return int.from_bytes(self.padded[offset : offset + size], "little")
 
+    @cached_property
+    def content(self) -> bytes:
+        """The bytes without a frame's second magic word, which is no component's even where it lies in one."""
+        if not self.is_frame or self.magic2 != MAGIC2:
+            return self.padded
+        return (
+            self.padded[: self.magic2_at] + bytes(MAGIC2_SIZE) + self.padded[self.magic2_at + MAGIC2_SIZE :]
+        )
+
     def component_bytes(self, component: int) -> bytes:
         """Return a component's bytes as they stand, present or not, as far as they reach."""
         layout = self.layout
         if layout is None or component not in layout:
             return b""
         place = layout.place(component)
-        return self.padded[place.offset : place.end]
+        return self.content[place.offset : place.end]
 
     def held(self) -> list[int]:
         """The components that the layout has room for, ascending."""
