@@ -1,0 +1,291 @@
+"""``fpstate check``: who would take an image, what each would lose of it, and why not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, Final, get_args
+
+from fpstate.arch import Cpu, Layout
+from fpstate.arch.component import COMPACTED_BIT, USER_DYNAMIC, component_name, mask_names
+from fpstate.command.state_file import write_private
+from fpstate.errors import ImageError, SourceError
+from fpstate.image.consumer import Consumer, Target
+from fpstate.image.finding import Finding, Severity
+from fpstate.image.repair import Leftovers, Repair
+from fpstate.image.rules import Verdict, check, predict
+from fpstate.image.sanitise import Sanitised, sanitise
+from fpstate.source.open import READERS, open_source, reader_of
+from fpstate.source.stream import open_stream
+from fpstate.source.thread import ThreadState
+
+SCHEMA: Final = "fpstate-check/1"
+_OTHER_FORMAT: Final = frozenset({"XS013", "XS014"})
+_XCOMP_BV: Final = slice(520, 528)
+_LONGEST: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """One image, and what one consumer after the other would do with it."""
+
+    name: str
+    data: bytes
+    layout: Layout | None
+    answers: tuple[tuple[Verdict, list[Finding]], ...]
+
+    def counting(self, *, every: bool) -> Iterator[Finding]:
+        """Yield the findings that the exit code is for: without ``every``, not those of who takes another format."""
+        for _, findings in self.answers:
+            if every or not _OTHER_FORMAT & {finding.id for finding in findings}:
+                yield from findings
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb ``check`` to the command line."""
+    parser = subparsers.add_parser(
+        "check",
+        help="say who would refuse an image, or lose part of it, and why",
+        description="Holds an image to the rules of whoever loads it, and to lints. Exit code 1: one of them refuses"
+        " it (without --for, those that take its format); with --strict, also where something would be lost.",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="raw bytes, - for standard input, a core or a PID")
+    parser.add_argument(
+        "--for", dest="consumer", choices=[each.value for each in Consumer], help="one consumer alone"
+    )
+    parser.add_argument(
+        "--cpu", metavar="NAME", help="the processor that is to load it: of the catalog, or host"
+    )
+    parser.add_argument(
+        "--from-cpu", metavar="NAME", help="the processor that made it; as --cpu if not given"
+    )
+    parser.add_argument(
+        "--format", choices=("std", "compacted"), help="of raw bytes; what the header says if not given"
+    )
+    parser.add_argument("--thread", metavar="TID", type=int, help="which thread of a core or process")
+    parser.add_argument(
+        "--mask",
+        metavar="MASK",
+        type=_mask,
+        help="what XRSTOR is asked for (EDX:EAX); everything if not given",
+    )
+    parser.add_argument(
+        "--amx", action="store_true", help="the task was given TILEDATA, which Linux gives on request only"
+    )
+    parser.add_argument(
+        "--fix",
+        metavar="OUT",
+        help="write an image that is taken, by XRSTOR or as --for says, and list each change",
+    )
+    parser.add_argument(
+        "--leftovers", choices=get_args(Leftovers), default="auto",
+        help="with --fix: state, clear or keep data in components that are not stated; auto states it, but clears"
+        " it in signal frames and compacted images",
+    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="warnings count as findings too")
+    parser.add_argument("--json", action="store_true", help=f"print JSON with the schema {SCHEMA}")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the verdicts; raises OSError, SourceError, UnknownCpu, LayoutError, ImageError for a wrong --format."""
+    target = Target.from_cpu(_processor(args.cpu), permitted=USER_DYNAMIC if args.amx else 0)
+    if args.mask is not None:
+        target = target.with_(requested=args.mask)
+    consumers = [Consumer(args.consumer)] if args.consumer else list(Consumer)
+    images = [examine(name, data, layout, consumers, target) for name, data, layout in _images(args)]
+    fixed = _fix(args, images, target) if args.fix else None
+    out = sys.stderr if args.fix == "-" else sys.stdout
+    if args.json:
+        print(json.dumps(_report(images, target, fixed), indent=2), file=out)
+    else:
+        for image in images:
+            print("\n".join(_text(image)), file=out)
+        if fixed is not None:
+            print("\n".join(_changes(args.fix, fixed)), file=out)
+    bad = {Severity.ERROR, Severity.WARNING} if args.strict else {Severity.ERROR}
+    counting = (finding for image in images for finding in image.counting(every=bool(args.consumer)))
+    return int(any(finding.severity in bad for finding in counting))
+
+
+def examine(
+    name: str, data: bytes, layout: Layout | None, consumers: list[Consumer], target: Target
+) -> Examined:
+    """Return what each consumer would say; ``layout`` is the producer's where it is known."""
+    answers = tuple(
+        (
+            predict(data, consumer, target, layout=layout),
+            check(data, consumer, target, layout=layout),
+        )
+        for consumer in consumers
+    )
+    return Examined(name, data, layout, answers)
+
+
+def _processor(name: str | None) -> Cpu:
+    return Cpu.host() if name in (None, "host") else Cpu.catalog(str(name))
+
+
+def _mask(text: str) -> int:
+    value = int(text, 0)
+    if not 0 <= value < 1 << 64:
+        raise ValueError(text)
+    return value
+
+
+def _images(args: argparse.Namespace) -> Iterator[tuple[str, bytes, Layout | None]]:
+    """Yield name, bytes and the producer's layout of each image: raw bytes as they stand, or those of threads."""
+    maker = _processor(args.from_cpu) if args.from_cpu else None
+    if args.image.isascii() and args.image.isdigit():
+        yield from _of_threads(args, open_source(args.image))
+        return
+    with closing(open_stream(args.image)) as stream:
+        reader = reader_of(stream)
+        if reader is not READERS[-1]:
+            yield from _of_threads(args, reader.threads(stream, maker))
+            return
+        data = stream.read_at(0, _LONGEST + 1)
+    if len(data) > _LONGEST:
+        raise SourceError(args.image, f"more than {_LONGEST} bytes are no single image")
+    _expect_format(data, args.format)
+    yield args.image, data, _layout(data, maker)
+
+
+def _of_threads(
+    args: argparse.Namespace, threads: Iterable[ThreadState]
+) -> Iterator[tuple[str, bytes, Layout | None]]:
+    chosen = [thread for thread in threads if args.thread in (None, thread.tid)]
+    if not chosen:
+        raise SourceError(
+            args.image, "no such thread" if args.thread is not None else "no thread with a state"
+        )
+    for thread in chosen:
+        yield f"{args.image}:{thread.tid}", thread.image.to_bytes(), thread.image.layout
+
+
+def _expect_format(data: bytes, expected: str | None) -> None:
+    found = "compacted" if int.from_bytes(data[_XCOMP_BV], "little") & COMPACTED_BIT else "std"
+    if expected not in (None, found):
+        raise ImageError(
+            f"XCOMP_BV at byte {_XCOMP_BV.start} says {found}, not {expected}: whoever loads it goes by that",
+            offset=_XCOMP_BV.start,
+            found=int.from_bytes(data[_XCOMP_BV], "little"),
+            help="leave --format out to check the image as it is",
+        )
+
+
+def _layout(data: bytes, maker: Cpu | None) -> Layout | None:
+    if maker is None:
+        return None
+    made_by = Target.from_cpu(maker)
+    xcomp_bv = int.from_bytes(data[_XCOMP_BV], "little")
+    return made_by.compacted(xcomp_bv) if xcomp_bv & COMPACTED_BIT else made_by.standard
+
+
+def _fix(args: argparse.Namespace, images: list[Examined], target: Target) -> Sanitised:
+    if len(images) != 1:
+        raise SourceError(
+            args.image, f"{len(images)} threads, and --fix writes one image", help="name one: --thread"
+        )
+    consumer = Consumer(args.consumer) if args.consumer else Consumer.XRSTOR
+    done = sanitise(images[0].data, consumer, target, layout=images[0].layout, leftovers=args.leftovers)
+    write_private(args.fix, done.data)
+    return done
+
+
+def _text(image: Examined) -> Iterator[str]:
+    yield f"{image.name}: {len(image.data)} bytes"
+    shared = _shared(image)
+    width = max(len(verdict.consumer.title) for verdict, _ in image.answers)
+    for verdict, findings in image.answers:
+        yield f"  {verdict.consumer.title:{width}}  {_verdict_text(verdict)}"
+        yield from (
+            line for finding in findings if finding not in shared for line in _lines(finding, "      ")
+        )
+    if shared:
+        yield "  whoever loads it:" if len(image.answers) > 1 else ""
+    yield from (line for finding in shared for line in _lines(finding, "      "))
+
+
+def _shared(image: Examined) -> list[Finding]:
+    """Return the findings that every consumer shares, where there is more than one."""
+    if len(image.answers) < 2:
+        return []
+    first, *others = (findings for _, findings in image.answers)
+    return [finding for finding in first if all(finding in findings for findings in others)]
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    if not verdict.accepted:
+        return f"{verdict} ({verdict.answer})"
+    return f"{verdict} (as an FXSAVE image)" if verdict.fx_only else str(verdict)
+
+
+def _lines(finding: Finding, indent: str) -> Iterator[str]:
+    where = "" if finding.offset is None else f" at byte {finding.offset}"
+    yield f"{indent}{finding.id} {finding.severity.value}{where}: {finding.message} [{finding.source}]"
+    if finding.help:
+        yield f"{indent}  try: {finding.help}"
+
+
+def _changes(target: str, done: Sanitised) -> Iterator[str]:
+    yield f"{target}: {len(done.data)} bytes written, {len(done.repairs)} changes"
+    for repair in done.repairs:
+        values = "" if repair.before is None else f": {repair.before:#x} becomes {repair.after:#x}"
+        where = "" if repair.offset is None else f" at byte {repair.offset}"
+        yield f"  {repair.rule}{where}: {repair.message}{values}"
+
+
+def _report(images: list[Examined], target: Target, fixed: Sanitised | None) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "target": {
+            "cpu": target.cpu.name,
+            **{name: hex(getattr(target, name)) for name in ("xcr0", "xss", "user_xfeatures", "mxcsr_mask")},
+        },
+        "images": [
+            {
+                "name": image.name,
+                "bytes": len(image.data),
+                "verdicts": [_answer(verdict, findings) for verdict, findings in image.answers],
+            }
+            for image in images
+        ],
+        "fix": None if fixed is None else {"bytes": len(fixed.data), "repairs": _repairs(fixed.repairs)},
+    }
+
+
+def _answer(verdict: Verdict, findings: list[Finding]) -> dict[str, Any]:
+    return {
+        "consumer": verdict.consumer.value,
+        "verdict": str(verdict),
+        "accepted": verdict.accepted,
+        "answer": verdict.answer or None,
+        "fx_only": verdict.fx_only,
+        **{
+            name: list(mask_names(getattr(verdict, name)))
+            for name in ("loaded", "initialised", "kept", "lost")
+        },
+        "mxcsr": None if verdict.mxcsr is None else hex(verdict.mxcsr),
+        "mxcsr_lost": verdict.mxcsr_lost,
+        "findings": [_finding(finding) for finding in findings],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    fields = asdict(finding)
+    return fields | {
+        "severity": finding.severity.value,
+        "component": None if finding.component is None else component_name(finding.component),
+    }
+
+
+def _repairs(repairs: tuple[Repair, ...]) -> list[dict[str, Any]]:
+    return [
+        asdict(repair) | {"component": None if repair.component is None else component_name(repair.component)}
+        for repair in repairs
+    ]
