@@ -76,7 +76,8 @@ def ptrace_edit(
 
     Returns the image before, what was read back after, and the nanoseconds that the thread stood still; nothing is
     written, and None read back, where ``edit`` returns None. What ``edit`` raises is raised here, after the thread
-    was let go; it runs on a thread of its own. Raises OSError: EINVAL where the kernel refuses the image.
+    was let go. Raises OSError: EINVAL where the kernel refuses the image, ETIMEDOUT where the thread does not stop
+    in ``limit_ns``, or ``edit`` takes longer than that and a second.
     """
 
 @final

@@ -67,7 +67,7 @@ static PyObject *ptrace_snapshot(PyObject *module, PyObject *args)
     return rows ? Py_BuildValue("(NLL)", rows, (long long)tracing.stop_ns, (long long)tracing.longest_ns) : NULL;
 }
 
-/* What the callback has of Python: it runs on the tracing thread, and its exception is raised on the caller's. */
+/* What the callback has of Python; what it raised is raised after the thread was let go. */
 struct edit {
     PyObject *function;
     PyObject *before;

@@ -6,19 +6,19 @@
 #include <dirent.h>
 #include <elf.h>
 #include <errno.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { PAUSE_NS = 20000, IDLE_SWEEPS = 50, ROUNDS_MAX = 64, GONE_CHECKS = 5000 };
+enum { PAUSE_NS = 20000, IDLE_SWEEPS = 50, ROUNDS_MAX = 64, NS_A_SECOND = 1000000000, NICEST = -20 };
 
 static int64_t now_ns(void)
 {
@@ -154,19 +154,6 @@ static bool ask(struct tracee *tracee)
     return true;
 }
 
-/* For what gives no answer: it may have ended without a word (a leader, whose end is told with the last thread's),
- * or another thread of this process may have taken the answer in a wait of its own. */
-static void ask_again(const struct tracing *tracing, struct tracee *tracee)
-{
-    siginfo_t info;
-    if (ptrace(PTRACE_GETSIGINFO, tracee->tid, NULL, &info) == 0) {
-        tracee->state = TRACEE_STOPPED;
-        tracee->signal = info.si_code >> 8 == PTRACE_EVENT_STOP ? 0 : info.si_signo;
-    } else if (has_ended(tracing, tracee->tid)) {
-        tracee->state = TRACEE_ENDED;
-    }
-}
-
 static void read_state(const struct tracing *tracing, struct tracee *tracee)
 {
     struct iovec io = {tracee->image, tracing->capacity};
@@ -188,8 +175,9 @@ static void await(struct tracing *tracing, int64_t deadline)
             struct tracee *tracee = &tracing->tracees[i];
             if (tracee->state != TRACEE_SEIZED)
                 continue;
-            if (!ask(tracee) && idle >= IDLE_SWEEPS)
-                ask_again(tracing, tracee);
+            /* A leader's end is told with the last thread's only. */
+            if (!ask(tracee) && idle >= IDLE_SWEEPS && has_ended(tracing, tracee->tid))
+                tracee->state = TRACEE_ENDED;
             if (tracee->state == TRACEE_STOPPED)
                 read_state(tracing, tracee);
             waiting += tracee->state == TRACEE_SEIZED;
@@ -203,11 +191,20 @@ static void await(struct tracing *tracing, int64_t deadline)
     }
 }
 
+/* Let the caller make a new image, for no longer than the limit, and write it. */
 static void write_state(struct tracing *tracing, struct tracee *tracee)
 {
-    struct iovec io = {tracee->image, tracee->length};
-    if (!tracing->edit(tracing, tracee))
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += tracing->limit_ns / NS_A_SECOND + 1;
+    sem_post(&tracing->stopped);
+    if (sem_timedwait(&tracing->edited, &until)) {
+        tracee->error = ETIMEDOUT;
         return;
+    }
+    if (!tracing->write)
+        return;
+    struct iovec io = {tracee->image, tracee->length};
     if (ptrace(PTRACE_SETREGSET, tracee->tid, (void *)NT_X86_XSTATE, &io)) {
         tracee->error = errno;
         return;
@@ -230,16 +227,28 @@ static void release(struct tracing *tracing, struct tracee *tracee)
         if (tracee->error)
             tracee->state = TRACEE_FAILED;
     } else if (tracee->state == TRACEE_SEIZED) {
-        fail(tracee, ETIMEDOUT); /* the end of this thread releases it */
+        fail(tracee, ETIMEDOUT); /* the end of this process releases it */
     }
 }
 
-static void *trace(void *data)
+bool tracing_can_edit(const struct tracing *tracing)
+{
+    return tracing->edit && tracing->count && tracing->tracees->state == TRACEE_STOPPED && !tracing->tracees->error;
+}
+
+/* The tracees stand still until this process is done, so it goes first, where it may. */
+static void hurry(void)
+{
+    setpriority(PRIO_PROCESS, 0, NICEST);
+    prctl(PR_SET_TIMERSLACK, 1ul); /* pauses are as short as they say */
+}
+
+int tracing_trace(void *data)
 {
     struct tracing *tracing = data;
     int64_t start = now_ns(), deadline = start + tracing->limit_ns;
-    tracing->tracer = gettid();
-    prctl(PR_SET_TIMERSLACK, 1ul); /* of this thread: its pauses are as short as it says */
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* should this process be killed: release everything at once */
+    hurry();
     /* A thread that runs can make another: list until all that are known stand still and there is no new one. */
     for (int round = 0; round < ROUNDS_MAX && (round == 0 || now_ns() < deadline); round++) {
         size_t known = tracing->count;
@@ -253,41 +262,10 @@ static void *trace(void *data)
             interrupt(&tracing->tracees[i]);
         await(tracing, deadline);
     }
-    if (tracing->edit && tracing->count && tracing->tracees[0].state == TRACEE_STOPPED && !tracing->tracees[0].error)
-        write_state(tracing, &tracing->tracees[0]);
+    if (tracing_can_edit(tracing))
+        write_state(tracing, tracing->tracees);
     for (size_t i = 0; i < tracing->count; i++)
         release(tracing, &tracing->tracees[i]); /* in the order in which they stopped */
     tracing->stop_ns = now_ns() - start;
-    return NULL;
-}
-
-int tracing_run(struct tracing *tracing)
-{
-    sigset_t all, old;
-    pthread_t thread;
-    sigfillset(&all);
-    /* Ctrl-C and Ctrl-Z wait: to be stopped now would keep the others stopped. The new thread inherits the mask. */
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int error = pthread_create(&thread, NULL, trace, tracing);
-    if (!error) {
-        pthread_join(thread, NULL);
-        /* It releases what did not stop at its very end, which join does not wait for. */
-        for (int i = 0; i < GONE_CHECKS && tgkill(getpid(), tracing->tracer, 0) == 0; i++)
-            nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
-    }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return error;
-}
-
-void tracing_deinit(struct tracing *tracing)
-{
-    for (size_t i = 0; i < tracing->count; i++) {
-        explicit_bzero(tracing->tracees[i].image, tracing->capacity);
-        free(tracing->tracees[i].image);
-    }
-    free(tracing->tracees);
-    if (tracing->after) {
-        explicit_bzero(tracing->after, tracing->capacity);
-        free(tracing->after);
-    }
+    return 0;
 }

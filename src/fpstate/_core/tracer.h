@@ -1,10 +1,12 @@
 /* The extended state of other processes' threads, by ptrace; no Python here.
  *
- * Everything happens on a thread of its own: the kernel releases all that a thread traces when that thread ends,
- * however it ends (exit_ptrace), so nothing stays stopped or traced. */
+ * A short-lived process that shares this one's memory does the tracing. However it ends, the kernel then releases all
+ * that it traced (exit_ptrace); a SIGSTOP for this process does not reach it; and no wait() of another thread here
+ * gets to see its tracees' stops. So nothing stays stopped or traced, and nobody notices. */
 #ifndef FPSTATE_TRACER_H
 #define FPSTATE_TRACER_H
 
+#include <semaphore.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -32,17 +34,22 @@ struct tracing {
     int error;        /* errno, where the threads cannot be listed */
     int64_t stop_ns;  /* from the first request to stop to the last release */
     int64_t longest_ns; /* the longest that one thread stood still: from its request to its release */
-    /* Called while the one thread is stopped and its image is read: change the image and return true to write it. */
+    /* Called on the caller's thread, while the one tracee is stopped and its image is read: change the image and return
+     * true to write it. Within the limit and a second; later the tracee has gone on and nothing is written. */
     bool (*edit)(struct tracing *tracing, struct tracee *tracee);
     void *edit_data;
     unsigned char *after; /* what is read back after that: capacity bytes */
     size_t after_length;
-    bool written;
-    pid_t tracer; /* the thread that did it */
+    bool write, written;
+    sem_t stopped, edited;
 };
 
-/* Do it. Returns 0, or an errno where there is no thread or memory to do it with. */
+/* Do it. Returns 0, EPERM for this very process, or the errno where a process cannot be made. */
 int tracing_run(struct tracing *tracing);
 void tracing_deinit(struct tracing *tracing); /* wipes the images */
+
+/* tracer.c, on the tracing process: stop, read, edit, release. Returns 0, and everything else in the struct. */
+int tracing_trace(void *tracing);
+bool tracing_can_edit(const struct tracing *tracing); /* the one thread is stopped and read */
 
 #endif

@@ -121,8 +121,9 @@ def _forbidden(pid: int) -> UnsupportedHere:
             f"process {pid} is this one, and no process can trace itself", help="ask from another process"
         )
     if tracer != "0":
+        name = _status(int(tracer)).get("Name", "?")
         return UnsupportedHere(
-            f"process {pid} is traced already, by process {tracer}",
+            f"process {pid} is traced already, by {tracer} ({name})",
             help="detach that debugger first; inside gdb use the fpstate commands (fpstate gdb)",
         )
     if status and "VmSize" not in status and status.get("State", "")[:1] != "Z":

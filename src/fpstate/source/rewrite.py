@@ -35,8 +35,8 @@ class Rewrite:
 def rewrite(tid: int, change: Callable[[Registers], None], *, limit: float = ptrace.LIMIT) -> Rewrite:
     """Stop one thread of another process, let ``change`` assign its registers, write them back, and let it go.
 
-    The thread stands still while ``change`` runs, which happens on another thread of this process. Whatever
-    ``change`` raises is raised here, and nothing was written. Raises SourceError where the kernel refuses the
+    The thread stands still while ``change`` runs, for ``limit`` seconds and one more at most. Whatever ``change``
+    raises is raised here, and nothing was written. Raises SourceError where the kernel refuses the
     state, RegisterError for reserved MXCSR bits, ReadBackError, UnsupportedHere where tracing is forbidden.
     """
     expected, mxcsr_mask = ptrace.host_layout(), Cpu.host().mxcsr_mask
