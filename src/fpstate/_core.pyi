@@ -80,6 +80,46 @@ def ptrace_edit(
     in ``limit_ns``, or ``edit`` takes longer than that and a second.
     """
 
+def classify(
+    source: Buffer,
+    stride: int,
+    count: int,
+    xcomp_bv: int,
+    allowed: int,
+    key_mask: int,
+    avx_carries_mxcsr: bool,
+    /,
+) -> tuple[list[tuple[int, int]], int]:
+    """Count images at equal strides by key: XSTATE_BV & ``key_mask``.
+
+    With ``avx_carries_mxcsr``, bit 63 of the key is set where AVX but not SSE states an MXCSR other than 1F80H.
+    Returns (key, count) in the order of their first images, and the index of the first image whose XCOMP_BV is
+    another or whose XSTATE_BV has bits that are not ``allowed``; -1: there is none. Raises ImageError for more than
+    4096 keys, ValueError where the images reach beyond the buffer. Runs without the GIL.
+    """
+
+def gather(
+    source: Buffer,
+    stride: int,
+    count: int,
+    extent: int,
+    key_mask: int,
+    avx_carries_mxcsr: bool,
+    classes: list[tuple[int, int, int, int, bytes, list[tuple[int, int, int]]]],
+    destination: Buffer,
+    in_order: bool,
+    indices: Buffer | None = None,
+    stream: int = -1,
+) -> int:
+    """Make a record of each image, ``extent`` bytes of which are looked at.
+
+    A class is (key, first byte in ``destination``, distance of its records, how many fit, a record's bytes, moves
+    from image to record). Records are in the order of the images, or class by class; the latter's images are listed in
+    ``indices``, four bytes each. ``stream`` writes past the caches: 1 where alignment permits, 0 never, -1 as the
+    size suggests. Returns the index of the first image without a class or a record left, -1 when all are done.
+    Raises ValueError for anything that would reach beyond a buffer, and where they overlap. Runs without the GIL.
+    """
+
 @final
 class Slab:
     """Equal buffers in one mapping, each aligned to 64 bytes; the buffer protocol shows all of it."""
@@ -185,6 +225,7 @@ class Queue:
 
         A timer preempts at least every ``quantum_ns``. Returns None when ``budget_ns`` or ``max_slices`` are
         used up, or the queue is empty. While it runs no signal but the core's own reaches this thread.
+        Raises ValueError for a quantum below 20,000 ns: ticks would follow ticks, and nothing else would run.
         """
 
     def samples(self) -> bytes:

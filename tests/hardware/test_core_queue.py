@@ -184,11 +184,12 @@ def test_what_is_no_vcpu_is_refused(native):
             native.Queue().add(thing)
 
 
-def test_a_quantum_of_nothing_is_refused(native, guest):
+@pytest.mark.parametrize("quantum", [0, 1, 19_999])
+def test_a_quantum_in_which_nothing_would_run_is_refused(native, guest, quantum):
     queue = native.Queue()
     queue.add(guest(LOOP))
-    with pytest.raises(ValueError, match="for ever"):
-        queue.run(0, BUDGET)
+    with pytest.raises(ValueError, match=f"quantum of {quantum} ns"):
+        queue.run(quantum, BUDGET)
 
 
 def test_a_queue_keeps_its_members_alive_and_lets_them_go(native, guest):

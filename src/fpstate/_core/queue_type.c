@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { SAMPLES = 1 << 16 };
+enum { SAMPLES = 1 << 16, QUANTUM_MINIMUM_NS = 20000 };
 
 typedef struct {
     PyObject_HEAD
@@ -116,8 +116,9 @@ static PyObject *queue_run_method(PyObject *object, PyObject *args, PyObject *kw
     unsigned long long quantum, budget, slices = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KK|K:run", names, &quantum, &budget, &slices) || !usable(queue))
         return NULL;
-    if (quantum == 0) {
-        PyErr_SetString(PyExc_ValueError, "a quantum of 0 would let a guest run for ever");
+    if (quantum < QUANTUM_MINIMUM_NS) {
+        PyErr_Format(PyExc_ValueError, "a quantum of %llu ns; below %d ns ticks would follow ticks and nothing would run",
+                     quantum, QUANTUM_MINIMUM_NS);
         return NULL;
     }
     struct run_limits limits = {.quantum_ns = quantum, .budget_ns = budget, .max_slices = slices};
