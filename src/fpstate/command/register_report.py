@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -20,11 +19,8 @@ from fpstate.source.thread import ThreadState
 if TYPE_CHECKING:
     from fpstate.image.bitfield import BitRegister
 
-_HALF: Final = re.compile(r"[yz]mm\d+h|mm\d")
-_PART: Final = re.compile(r"([xy]mm)(\d+)")
-_PART_MASKS: Final = {"xmm": (1 << 128) - 1, "ymm": (1 << 256) - 1}
-_VECTOR: Final = re.compile(r"[xyz]mm(\d+)h?")
-_LANED: Final = re.compile(r"[xyz]mm\d+h?|mm\d|tmm\d")
+_VECTORS: Final = {"xmm": (1 << 128) - 1, "ymm": (1 << 256) - 1, "zmm": (1 << 512) - 1}
+_LANED: Final = ("xmm", "ymm", "zmm", "mm", "tmm")
 _POINTERS: Final = frozenset({"fop", "fip", "fioff", "fiseg", "fdp", "fooff", "foseg"})
 _KEY_ACCESS: Final = ("read-write", "no access", "read-only", "no access")
 """By the two bits of a key in PKRU, write-disable over access-disable (SDM Vol.3 4.6.2)."""
@@ -118,7 +114,7 @@ def _values(thread: ThreadState, wanted: Wanted, views: bool) -> Iterator[tuple[
 
 def _shown_names(registers: Registers, widest: Collection[str], views: bool) -> Iterator[str]:
     if views:
-        yield from (name for name in registers.names() if name in widest or not _HALF.fullmatch(name))
+        yield from (name for name in registers.names() if name in widest or not _is_part(name))
     else:
         yield from ("ftag" if name == "ftag_abridged" else name for name in widest)
 
@@ -127,10 +123,10 @@ def _value(registers: Registers, widest: Mapping[str, int], name: str) -> int:
     """Return a register, cut from a wider one that was read already where there is one."""
     if name in widest:
         return widest[name]
-    if vector := _PART.fullmatch(name):
-        for wider in ("ymm", "zmm"):
-            if wider + vector[2] in widest:
-                return widest[wider + vector[2]] & _PART_MASKS[vector[1]]
+    kind, index = _vector(name)
+    for wider in ("ymm", "zmm") if index else ():
+        if wider + index in widest:
+            return widest[wider + index] & _VECTORS[kind]
     return registers[name]
 
 
@@ -146,8 +142,19 @@ def _initial(name: str) -> int:
 
 def _out_of_reach(thread: ThreadState, name: str) -> bool:
     """Tell whether code of this machine cannot name the register; it is shown where it holds something."""
-    vector = _VECTOR.fullmatch(name)
-    return thread.machine == "i386" and vector is not None and int(vector[1]) >= _VISIBLE_IN_32_BITS
+    index = _vector(name.removesuffix("h"))[1]
+    return thread.machine == "i386" and index != "" and int(index) >= _VISIBLE_IN_32_BITS
+
+
+def _vector(name: str) -> tuple[str, str]:
+    """Split the name of a whole vector into kind and number; the number is empty for every other register."""
+    kind, index = name[:3], name[3:]
+    return (kind, index) if kind in _VECTORS and index.isdigit() else (kind, "")
+
+
+def _is_part(name: str) -> bool:
+    """Tell whether a register is half a vector, or an MMX register, which is part of an x87 one."""
+    return name.startswith("mm") or (name[:3] in _VECTORS and name.endswith("h"))
 
 
 def _decoded(registers: Registers, values: dict[str, int], wanted: Wanted) -> Iterator[tuple[str, Any]]:
@@ -157,11 +164,11 @@ def _decoded(registers: Registers, values: dict[str, int], wanted: Wanted) -> It
             yield name, _fields(getattr(registers, words[name]))
         elif name == "ftag":
             yield name, _tags(values[name], registers.status_word.top)
-        elif re.fullmatch(r"st\d", name):
+        elif name.startswith("st") and name[2:].isdigit():
             yield name, _number(registers, int(name[2]))
         elif name == "pkru":
             yield name, {str(key): _KEY_ACCESS[values[name] >> 2 * key & 3] for key in range(16)}
-        elif wanted.lane_type != "hex" and _LANED.fullmatch(name):
+        elif wanted.lane_type != "hex" and name.startswith(_LANED):
             yield name, lanes(registers, name, wanted.lane_type)
 
 

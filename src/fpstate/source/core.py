@@ -6,7 +6,6 @@ Where from: Linux ``fs/binfmt_elf.c`` and ``arch/x86/kernel/fpu/regset.c``; Free
 
 from __future__ import annotations
 
-import re
 import struct
 from typing import Final, NamedTuple
 
@@ -42,7 +41,6 @@ _KINDS: Final = {
 """What the notes that matter are, by owner and type. NetBSD's owner ends in the thread's number; its types are
 ptrace requests, 41 on amd64 and 43 on i386."""
 _BY_TRUST: Final = (_XSTATE, _NETBSD_XSTATE, _FXREGS, _FPREGS)
-_THREAD_NAME: Final = re.compile(re.escape(_NETBSD) + r"(\d{1,9})")
 _TID_OFFSETS: Final[dict[tuple[str, Machine], int]] = {
     ("CORE", "x86-64"): 32,
     ("CORE", "x32"): 24,
@@ -94,8 +92,8 @@ def core_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]
 def _contents(core: ElfCore) -> _Contents:
     contents = _Contents()
     for note in core.notes():
-        named = _THREAD_NAME.fullmatch(note.name)
-        kind = _KINDS.get((_NETBSD if named else note.name, note.type))
+        named, tid = _owner(note.name)
+        kind = _KINDS.get((named, note.type))
         if kind == _THREAD:
             contents.threads.append(_Thread(_tid(core, note), {}))
         elif kind == _LAYOUT:
@@ -103,11 +101,19 @@ def _contents(core: ElfCore) -> _Contents:
         elif kind == _AUXV:
             contents.hwcap = _hwcap(core, note)
         elif kind is not None:
-            tid = int(named[1]) if named else None
             if not contents.threads or (tid is not None and contents.threads[-1].tid != tid):
                 contents.threads.append(_Thread(tid, {}))
             _add(core, contents.threads[-1], kind, note)
     return contents
+
+
+def _owner(name: str) -> tuple[str, int | None]:
+    """Split the thread's number off NetBSD's name of a note."""
+    if name.startswith(_NETBSD):
+        digits = name.removeprefix(_NETBSD)
+        if digits.isascii() and digits.isdigit() and len(digits) < 10:
+            return _NETBSD, int(digits)
+    return name, None
 
 
 def _add(core: ElfCore, thread: _Thread, kind: str, note: Note) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 from contextlib import closing
 from typing import Final, NamedTuple
 
@@ -21,10 +20,10 @@ _HEAD_SIZE: Final = 64
 
 
 class Reader(NamedTuple):
-    """A file format: how it begins, and ``function(stream, *, cpu)`` of ``module``, which lists its threads."""
+    """A file format: how it may begin, and ``function(stream, *, cpu)`` of ``module``, which lists its threads."""
 
     title: str
-    magic: re.Pattern[bytes]
+    beginnings: tuple[bytes, ...]
     module: str
     function: str
 
@@ -40,21 +39,17 @@ class Reader(NamedTuple):
         return states
 
 
-def _magic(*beginnings: bytes) -> re.Pattern[bytes]:
-    return re.compile(b"|".join(map(re.escape, beginnings)))
-
-
 READERS: Final = (
-    Reader("an ELF core", _magic(b"\x7fELF"), "fpstate.source.core", "core_threads"),
-    Reader("a minidump", _magic(b"MDMP"), "fpstate.source.minidump", "minidump_threads"),
+    Reader("an ELF core", (b"\x7fELF",), "fpstate.source.core", "core_threads"),
+    Reader("a minidump", (b"MDMP",), "fpstate.source.minidump", "minidump_threads"),
     # IMG_COMMON_MAGIC or none (old images), then CORE_MAGIC: criu/include/magic.h
     Reader(
         "a CRIU core image",
-        _magic(b"\x19\x43\x56\x54\x47\x38\x05\x55", b"\x47\x38\x05\x55"),
+        (b"\x19\x43\x56\x54\x47\x38\x05\x55", b"\x47\x38\x05\x55"),
         "fpstate.source.criu",
         "criu_threads",
     ),
-    Reader("raw bytes", _magic(b""), "fpstate.source.raw", "raw_threads"),
+    Reader("raw bytes", (b"",), "fpstate.source.raw", "raw_threads"),
 )
 """The formats of files, tried in order; the last takes what no other does."""
 
@@ -77,7 +72,7 @@ def open_source(source: str | os.PathLike[str], *, cpu: Cpu | None = None) -> li
 def reader_of(stream: Stream) -> Reader:
     """Return the format that a stream begins as."""
     head = stream.read_at(0, _HEAD_SIZE)
-    return next(reader for reader in READERS if reader.magic.match(head))
+    return next(reader for reader in READERS if head.startswith(reader.beginnings))
 
 
 def _process(pid: int) -> list[ThreadState]:
