@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fpstate.arch import Format, Layout
+from fpstate.arch import Cpu, Format, Layout
 from fpstate.arch.layout import Place
 from fpstate.image import Image
 
@@ -79,3 +79,14 @@ def test_tags_by_stack_position_are_not_those_of_fnsave(fnsave_tags) -> None:
         twin.store.view[3] &= 0xC7
         wrong += twin.registers["ftag"] != fnsave_tags(image)
     assert wrong > ROUNDS // 2
+
+
+def test_a_control_word_compares_as_the_processor_reads_it_back(core):
+    layout = Layout.standard(Cpu.host())
+    for bits in (*(1 << bit for bit in range(16)), 0, 0x037F, 0xFFFF):
+        stated = Image.initial(layout)
+        stated.registers["fctrl"] = bits
+        data = core.exchange(stated.to_bytes(), core.features()["managed_mask"])
+        saved = Image(bytearray(data[: layout.size]), layout)
+        assert saved.registers["fctrl"] == stated.registers.canonical("fctrl")
+        assert saved == stated

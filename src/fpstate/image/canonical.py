@@ -2,7 +2,7 @@
 
 Only values count. Absent components are initial; FOP, FIP and FDP count only while an unmasked x87 exception
 is pending, since AMD processors save zeros or leftovers otherwise (Linux ``X86_BUG_FXSAVE_LEAK``);
-ES and B are what a restore would make them; MXCSR_MASK, padding and reserved bytes do not count.
+ES and B, and FCW's reserved bits, are what a restore makes them; MXCSR_MASK, padding and reserved bytes do not count.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def _in_use(store: ComponentStore, xstate_bv: int, exact: bool) -> Iterator[tupl
 def _x87(store: ComponentStore, exact: bool) -> bytes:
     area = bytearray(store.read(Component.X87, 0, 160))
     control, status = ControlWord(int.from_bytes(area[0:2], "little")), int.from_bytes(area[2:4], "little")
+    area[0:2] = int(control.normalised()).to_bytes(2, "little")
     area[2:4] = int(StatusWord(status).recomputed(control)).to_bytes(2, "little")
     area[5] = 0
     if not (exact or StatusWord(status).pending(control)):

@@ -12,6 +12,8 @@ from fpstate.image.bitfield import BitField, BitRegister
 
 MXCSR_INIT = 0x1F80
 FCW_INIT = 0x037F
+_FCW_SET = 0x0040
+_FCW_CLEAR = 0xE080
 
 
 class Rounding(IntEnum):
@@ -82,6 +84,10 @@ class ControlWord(BitRegister):
     precision = BitField(8, 2, Precision)
     rounding = BitField(10, 2, Rounding)
     infinity = BitField(12, 1, bool)
+
+    def normalised(self) -> ControlWord:
+        """Return this word as a processor reads it back: bit 6 set, bits 7 and 13 to 15 clear (SDM Vol.1 8.1.5)."""
+        return ControlWord(self.bits & ~_FCW_CLEAR | _FCW_SET)
 
     def __str__(self) -> str:
         return _described(

@@ -149,8 +149,8 @@ class Registers(Mapping[str, int]):
     def canonical(self, name: str, *, exact: bool = False) -> int:
         """Return the value that comparisons use; a register that the layout has no room for is initial.
 
-        ``fstat`` comes with ES and B recomputed, and unless ``exact`` is set ``fop``, ``fip`` and ``fdp``
-        are 0 while no unmasked x87 exception is pending.
+        ``fstat`` comes with ES and B recomputed, ``fctrl`` with its reserved bits as they read back. Unless
+        ``exact`` is set ``fop``, ``fip`` and ``fdp`` are 0 while no unmasked x87 exception is pending.
         """
         register = register_named(name)
         value = self._value(register)
@@ -159,6 +159,8 @@ class Registers(Mapping[str, int]):
         control, status = self._bare("fctrl"), self._bare("fstat")
         if register.name == "fstat":
             return int(StatusWord(value).recomputed(ControlWord(control)))
+        if register.name == "fctrl":
+            return int(ControlWord(value).normalised())
         if register.name in _POINTERS and not (exact or pointers_count(control, status)):
             return 0
         return value
