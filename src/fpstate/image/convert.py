@@ -204,7 +204,7 @@ def _narrow(target: Image) -> None:
 
 
 def _moved(image: Image, layout: Layout, mxcsr: int, mxcsr_mask: int | None) -> Image:
-    """Move what both layouts hold; MXCSR comes last, as it may need the SSE bit."""
+    """Move what both layouts hold; MXCSR comes last, as it may need the SSE bit where nothing carries it."""
     target = Image.initial(layout, "converted")
     shared = image.store.xstate_bv() & layout.mask
     for component in components_in(shared):
@@ -214,7 +214,9 @@ def _moved(image: Image, layout: Layout, mxcsr: int, mxcsr_mask: int | None) -> 
         target_view[to : to + size] = source_view[at : at + size]
     if REGISTERS["mxcsr"].held_by(layout):
         stated = image.store.read(MXCSR_BLOCK, 4, 4)
-        target.store.write(MXCSR_BLOCK, 0, mxcsr.to_bytes(4, "little"))
+        if not target.store.present(MXCSR_BLOCK):
+            target.store.write(MXCSR_BLOCK, 0, mxcsr.to_bytes(4, "little"))
+        target_view[24:28] = mxcsr.to_bytes(4, "little")
         target_view[28:32] = stated if mxcsr_mask is None else mxcsr_mask.to_bytes(4, "little")
     return target
 
