@@ -60,10 +60,10 @@ def bench_pairs(image: Buffer, rounds: int, /) -> int:
 
 def ptrace_snapshot(
     pid: int, capacity: int, limit_ns: int, /
-) -> tuple[list[tuple[int, bytes | None, int]], int, int]:
+) -> tuple[list[tuple[int, bytes | None, int, bytes]], int, int]:
     """Stop every thread of another process, read each one's NT_X86_XSTATE regset, and let them go.
 
-    Returns (tid, image or None, errno) for each thread that has not ended, the nanoseconds from the first request
+    Returns (tid, image or None, errno, name) for each thread that has not ended, the nanoseconds from the first request
     to stop to the last release, and the longest that one thread stood still. At most ``capacity`` bytes an image, a multiple of 8. A thread that has not stopped
     ``limit_ns`` after the start has ETIMEDOUT. Nothing stays stopped or traced, and no signal is lost; signals to
     the calling thread wait. Runs without the GIL. Raises OSError where the process cannot be listed.

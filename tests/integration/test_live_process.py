@@ -202,6 +202,22 @@ def test_a_target_that_dies_meanwhile_is_no_hang_and_can_be_waited_for(target: P
             assert process.wait(5) == -signal.SIGKILL
 
 
+def test_a_wait_for_the_target_by_another_thread_sees_no_stop(target: Path) -> None:
+    with running(target, "sleep", "50") as process:
+        done = threading.Event()
+
+        def read() -> None:
+            while not done.is_set():
+                snapshot(process.pid)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        polls = [process.poll() for _ in range(20000)]
+        done.set()
+        reader.join()
+        assert set(polls) == {None}
+
+
 def test_threads_that_come_and_go_do_not_disturb(target: Path, counter: Path) -> None:
     with running(target, "churn", "8", counter) as process:
         for _ in range(30):
@@ -304,7 +320,7 @@ def test_a_process_that_is_traced_already_is_named_with_its_tracer(target: Path)
         holder = subprocess.Popen([sys.executable, "-c", hold, str(process.pid)], stdout=subprocess.PIPE)
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UnsupportedHere, match="traced already, by .*python"):
+        with pytest.raises(UnsupportedHere, match=r"traced already, by .*python"):
             process_threads(process.pid)
         holder.kill()
         holder.wait()
@@ -336,7 +352,8 @@ def test_another_users_process_is_refused_with_what_to_try(target: Path) -> None
 def test_a_regset_of_another_size_is_refused(target: Path) -> None:
     with running(target, "sleep") as process:
         layout = ptrace.host_layout()
-        ((_, regset, _),), _, _ = ptrace.snapshot(process.pid, layout, 2)
+        ((_, regset, _, name),), _, _ = ptrace.snapshot(process.pid, layout, 2)
+    assert name == "target"
     assert regset is not None
     assert ptrace.checked_layout(process.pid, regset, layout) == layout
     with pytest.raises(SourceError, match=str(layout.size)):

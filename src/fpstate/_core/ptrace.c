@@ -32,7 +32,7 @@ static PyObject *error_from(int error)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-/* (tid, image or None, errno) of each thread that has not ended */
+/* (tid, image or None, errno, name) of each thread that has not ended */
 static PyObject *outcomes(const struct tracing *tracing)
 {
     PyObject *list = PyList_New(0);
@@ -42,8 +42,8 @@ static PyObject *outcomes(const struct tracing *tracing)
             continue;
         PyObject *row =
             tracee->state == TRACEE_STOPPED
-                ? Py_BuildValue("(iy#i)", tracee->tid, tracee->image, (Py_ssize_t)tracee->length, 0)
-                : Py_BuildValue("(iOi)", tracee->tid, Py_None, tracee->error);
+                ? Py_BuildValue("(iy#iy)", tracee->tid, tracee->image, (Py_ssize_t)tracee->length, 0, tracee->name)
+                : Py_BuildValue("(iOiy)", tracee->tid, Py_None, tracee->error, tracee->name);
         if (!row || PyList_Append(list, row))
             Py_CLEAR(list);
         Py_XDECREF(row);

@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -231,6 +232,18 @@ static void release(struct tracing *tracing, struct tracee *tracee)
     }
 }
 
+static void read_name(const struct tracing *tracing, struct tracee *tracee)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task/%d/comm", tracing->pid, tracee->tid);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return;
+    ssize_t length = read(file, tracee->name, sizeof tracee->name - 1);
+    close(file);
+    tracee->name[length > 0 ? length - 1 : 0] = 0; /* without the line's end */
+}
+
 bool tracing_can_edit(const struct tracing *tracing)
 {
     return tracing->edit && tracing->count && tracing->tracees->state == TRACEE_STOPPED && !tracing->tracees->error;
@@ -267,5 +280,7 @@ int tracing_trace(void *data)
     for (size_t i = 0; i < tracing->count; i++)
         release(tracing, &tracing->tracees[i]); /* in the order in which they stopped */
     tracing->stop_ns = now_ns() - start;
+    for (size_t i = 0; i < tracing->count; i++)
+        read_name(tracing, &tracing->tracees[i]);
     return 0;
 }

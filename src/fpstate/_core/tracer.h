@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+enum { NAME_SIZE = 64 };
+
 enum tracee_state { TRACEE_FRESH, TRACEE_SEIZED, TRACEE_STOPPED, TRACEE_ENDED, TRACEE_FAILED };
 
 struct tracee {
@@ -22,6 +24,7 @@ struct tracee {
     int signal; /* one that was about to be delivered, and is when it goes on */
     size_t length;
     unsigned char *image;
+    char name[NAME_SIZE]; /* as it is after the release; empty where it has ended by then */
 };
 
 struct tracing {

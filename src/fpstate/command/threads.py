@@ -83,7 +83,7 @@ def describe(
 
 def _describe_thread(thread: ThreadState, odd: Sequence[Odd]) -> dict[str, Any]:
     registers = thread.image.registers
-    pkru = registers.get("pkru")
+    pkru, in_use = registers.get("pkru"), thread.image.in_use
     return {
         "tid": thread.tid,
         "name": thread.name,
@@ -91,8 +91,8 @@ def _describe_thread(thread: ThreadState, odd: Sequence[Odd]) -> dict[str, Any]:
         "fcw": f"{registers['fctrl']:#06x}",
         "x87_depth": x87_depth(thread.image),
         "pkru": None if pkru is None else f"{pkru:#010x}",
-        "in_use": f"{thread.image.in_use:#x}",
-        "in_use_names": mask_text(thread.image.in_use),
+        "in_use": f"{in_use:#x}",
+        "in_use_names": mask_text(in_use),
         "odd": [
             {
                 **{"register": each.register, "value": f"{each.value:#x}", "majority": f"{each.majority:#x}"},
@@ -148,7 +148,8 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
     odd = f"{report['odd']} odd" if report["odd"] else "all alike"
     stop = f"; stood still for {duration(report['longest_ns'])}" if report["longest_ns"] else ""
-    yield f"{len(report['threads'])} threads, {odd}; layout from: {report['layout_source']}{stop}"
+    count = len(report["threads"])
+    yield f"{count} thread{'s' if count != 1 else ''}, {odd}; layout from: {report['layout_source']}{stop}"
 
 
 def _row(thread: dict[str, Any]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -72,22 +71,24 @@ def snapshot(pid: int, *, limit: float = ptrace.LIMIT) -> Snapshot:
     after SIGCONT (signal(7)). Raises as ``process_threads`` does, but not for single threads.
     """
     layout = ptrace.host_layout()
-    rows, stop, longest = ptrace.snapshot(pid, layout, limit)
-    regsets = {tid: regset for tid, regset, _ in rows if regset is not None}
+    outcomes, stop, longest = ptrace.snapshot(pid, layout, limit)
     machine = machine_of(pid)
-    if regsets:
-        layout = ptrace.checked_layout(pid, next(iter(regsets.values())), layout)
+    for each in outcomes:
+        if each.regset is not None:
+            layout = ptrace.checked_layout(pid, each.regset, layout)
+            break
     threads = tuple(
         ThreadState(
-            tid=tid,
-            image=Image(regset, layout, "host"),
+            tid=each.tid,
+            image=Image(each.regset, layout, "host"),
             machine=machine,
-            xcr0=ptrace.xcr0_of(regset) or None,
-            name=thread_name(pid, tid),
+            xcr0=ptrace.xcr0_of(each.regset) or None,
+            name=each.name,
         )
-        for tid, regset in regsets.items()
+        for each in outcomes
+        if each.regset is not None
     )
-    unread = tuple(_unread(pid, rows))
+    unread = tuple(_unread(each) for each in outcomes if each.regset is None)
     if not threads:
         raise ptrace.refusal(pid, unread[0].error if unread else errno.ESRCH)
     return Snapshot(pid, machine, threads, unread, stop, longest)
@@ -103,14 +104,6 @@ def machine_of(pid: int) -> Machine:
     return _MACHINES.get((elf_class, machine), "x86-64") if magic == b"\x7fELF" else "x86-64"
 
 
-def thread_name(pid: int, tid: int) -> str:
-    """Return a thread's name, empty where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/task/{tid}/comm").read_text(errors="replace").rstrip("\n")
-    except OSError:
-        return ""
-
-
 def thread_ids(pid: int) -> tuple[int, ...]:
     """Return the threads of a process as they are now; empty where there is none."""
     try:
@@ -119,9 +112,9 @@ def thread_ids(pid: int) -> tuple[int, ...]:
         return ()
 
 
-def _unread(pid: int, rows: list[tuple[int, bytes | None, int]]) -> Iterator[UnreadThread]:
-    for tid, regset, error in rows:
-        if regset is None:
-            problem = ptrace.refusal(tid, error)
-            reason = problem.missing if isinstance(problem, UnsupportedHere) else str(problem)
-            yield UnreadThread(tid, thread_name(pid, tid), error, reason.removeprefix(f"process {tid}: "))
+def _unread(outcome: ptrace.Outcome) -> UnreadThread:
+    problem = ptrace.refusal(outcome.tid, outcome.error)
+    reason = problem.missing if isinstance(problem, UnsupportedHere) else str(problem)
+    return UnreadThread(
+        outcome.tid, outcome.name, outcome.error, reason.removeprefix(f"process {outcome.tid}: ")
+    )

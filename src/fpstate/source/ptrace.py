@@ -7,11 +7,13 @@ components alone, not on the thread (``fpu_user_cfg.max_size``). Bytes 464-471 h
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, NamedTuple
 
 from fpstate.arch import Cpu, Layout
 from fpstate.errors import FpStateError, SourceError, UnsupportedHere
@@ -24,10 +26,17 @@ _SLACK: Final = 64
 _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 
 
-def snapshot(
-    pid: int, layout: Layout, limit: float
-) -> tuple[list[tuple[int, bytes | None, int]], float, float]:
-    """Return (tid, regset or None, errno) of each thread, and the seconds of standing still: in all, the longest.
+class Outcome(NamedTuple):
+    """What became of one thread: its regset, or None and why not (an errno)."""
+
+    tid: int
+    regset: bytes | None
+    error: int
+    name: str
+
+
+def snapshot(pid: int, layout: Layout, limit: float) -> tuple[list[Outcome], float, float]:
+    """Return each thread's outcome, and the seconds of standing still: in all, and the longest of one thread.
 
     Raises SourceError where there is no such process, UnsupportedHere without the native core.
     """
@@ -36,7 +45,10 @@ def snapshot(
         rows, stop_ns, longest_ns = core.ptrace_snapshot(pid, _capacity(layout), int(limit * 1e9))
     except OSError as error:
         raise refusal(pid, error.errno or 0) from error
-    return rows, stop_ns / 1e9, longest_ns / 1e9
+    outcomes = [
+        Outcome(tid, regset, error, name.decode(errors="replace")) for tid, regset, error, name in rows
+    ]
+    return outcomes, stop_ns / 1e9, longest_ns / 1e9
 
 
 def edit(
@@ -54,6 +66,7 @@ def edit(
     return before, after, stop_ns / 1e9
 
 
+@cache
 def host_layout() -> Layout:
     """Return the layout of NT_X86_XSTATE on this kernel, as CPUID and XGETBV(0) have it.
 
@@ -153,7 +166,6 @@ def _capacity(layout: Layout) -> int:
 
 def _native_core() -> ModuleType:
     try:
-        from fpstate import _core
+        return importlib.import_module("fpstate._core")
     except ImportError as error:
         raise UnsupportedHere(f"the native core (fpstate._core) cannot be imported: {error}") from error
-    return _core
