@@ -11,6 +11,7 @@ from fpstate.arch.component import component_name
 from fpstate.errors import FpStateError, NumberError
 from fpstate.image.canonical import pointers_count
 from fpstate.image.finding import Finding, Severity
+from fpstate.image.float80 import FINITE, Float80
 from fpstate.image.register import REGISTERS, register_named
 from fpstate.image.registers import Registers, initial_value
 from fpstate.image.tag import Tag, physical_register
@@ -25,6 +26,7 @@ _POINTERS: Final = frozenset({"fop", "fip", "fioff", "fiseg", "fdp", "fooff", "f
 _KEY_ACCESS: Final = ("read-write", "no access", "read-only", "no access")
 """By the two bits of a key in PKRU, write-disable over access-disable (SDM Vol.3 4.6.2)."""
 _VISIBLE_IN_32_BITS: Final = 8
+_DIGITS: Final = 21
 
 
 class Wanted(NamedTuple):
@@ -194,9 +196,20 @@ def _tags(full: int, top: int) -> dict[str, str]:
 
 
 def _number(registers: Registers, index: int) -> dict[str, str]:
-    """Return class, exact value and the nearest double's decimal digits of ST(index)."""
+    """Return class, exact value, and the decimal digits that tell ST(index) from its neighbours."""
     value = registers.st(index)
-    return {"class": value.kind.value, "value": str(value), "decimal": repr(value.to_float_lossy())}
+    return {"class": value.kind.value, "value": str(value), "decimal": decimal(value)}
+
+
+def decimal(value: Float80) -> str:
+    """Return 21 significant digits, which no two 80-bit values share; what is no number by its class."""
+    if value.kind not in FINITE:
+        return str(value.to_float_lossy())
+    from decimal import Context, Decimal
+
+    fraction = abs(value.fraction())
+    digits = Context(prec=_DIGITS).divide(Decimal(fraction.numerator), Decimal(fraction.denominator))
+    return f"{'-' if value.sign else ''}{digits}"
 
 
 def lanes(registers: Registers, name: str, lane_type: str) -> list[int | float | str] | None:

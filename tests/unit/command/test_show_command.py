@@ -10,6 +10,8 @@ import pytest
 
 from fpstate.arch import Component, Cpu, Layout
 from fpstate.command.main import main
+from fpstate.command.register_report import decimal
+from fpstate.image import Float80
 from fpstate.testing import build_image
 from fpstate.testing.core import linux_notes, register_set, write_core
 
@@ -75,7 +77,7 @@ def test_json_decodes_words_numbers_and_keys(core, capsys):
     assert decoded["ftag"]["st0"] == "valid"
     assert decoded["ftag"]["st2"] == "empty"
     assert decoded["st0"] == {
-        **{"class": "normal", "value": "0x1.921fb54442d1846ap+1", "decimal": "3.141592653589793"},
+        **{"class": "normal", "value": "0x1.921fb54442d1846ap+1", "decimal": "3.14159265358979323851"},
     }
     assert decoded["pkru"]["0"] == "read-write"
     assert decoded["pkru"]["1"] == "no access"
@@ -234,3 +236,24 @@ def test_i386_shows_the_registers_that_it_can_name_and_any_that_holds_something(
     _, report = document(capsys, str(path), "--all")
     vectors = {name for name in report["threads"][0]["registers"] if re.match("[xyz]mm", name)}
     assert vectors == {f"{kind}mm{index}" for kind in "xyz" for index in (*range(8), 9)} - set()
+
+
+@pytest.mark.parametrize(
+    ("bits", "digits"),
+    [
+        (0x3FFF << 64 | 1 << 63, "1"),
+        (0xBFFE << 64 | 1 << 63, "-0.5"),
+        (1 << 79, "-0"),
+        (0x7FFE << 64 | (1 << 64) - 1, "1.18973149535723176502E+4932"),
+        (1, "3.64519953188247460253E-4951"),
+        (0x7FFF << 64 | 1 << 63, "inf"),
+        (0xFFFF << 64 | 3 << 62, "nan"),
+    ],
+)
+def test_x87_numbers_are_stated_to_the_last_digit_whatever_their_size(bits, digits):
+    assert decimal(Float80(bits)) == digits
+
+
+def test_neighbours_differ_in_their_digits():
+    for bits in (PI, ONE, 0x7FFE << 64 | (1 << 64) - 2, 1 << 63 | 1 << 64):
+        assert decimal(Float80(bits)) != decimal(Float80(bits + 1))
