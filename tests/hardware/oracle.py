@@ -18,13 +18,14 @@ from fpstate.image.initial import initial_bytes
 from fpstate.image.rule import Rule
 from fpstate.image.rules import RULES, Verdict
 from fpstate.testing import random_image
-from fpstate.testing.chance import mutate
+from fpstate.testing.chance import mangle
 
 LONG = os.environ.get("FPSTATE_LONG") == "1"
 SANITIZED = os.environ.get("FPSTATE_SANITIZED") == "1"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 BASES = 60
-MXCSR_AT, AREA = 24, 4096
+MXCSR_AT = 24
+AREA = 12288  # in restorer.c too: room for every user component there is, tiles included
 
 
 def share(count: int, *, long: int = 10) -> int:
@@ -64,7 +65,7 @@ def mutants(
             bases.append(bytes(shape(image.to_bytes().ljust(target.standard.size, b"\0"))))
     for _ in range(count):
         data = bytearray(source.choice(bases))
-        mutate(data, source)
+        mangle(data, source)
         yield data, source
 
 

@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 enum { PATTERN = 0, XRSTOR = 1, SIGRETURN = 2, NO_FRAME = 3 };
-enum { AREA = 4096, ARENA = 65536, PAGE = 4096, GIVE_UP = 3 };
+enum { AREA = 12288, ARENA = 65536, PAGE = 4096, GIVE_UP = 3 };
 
 struct request {
     uint32_t kind, length, slack, reserved;

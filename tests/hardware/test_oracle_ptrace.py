@@ -169,7 +169,7 @@ def test_another_kernel_is_noticed(traced, target):
 def test_mxcsr_without_sse_reads_back_and_is_lost(traced, target):
     if not target.user_xfeatures & 4 or not target.compacted_restore:
         pytest.skip("AVX, and a kernel that restores compacted images (XSAVEC)")
-    data = clean_case(Consumer.PTRACE, target.cpu).data
+    data = clean_case(Consumer.PTRACE, target.cpu, permitted=0).data
     data[512] = 4
     data[24:28] = (0x1F81).to_bytes(4, "little")
     verdict = predict(data, Consumer.PTRACE, target)

@@ -39,7 +39,7 @@ def target(core: ModuleType) -> Target:
 @pytest.fixture(scope="module")
 def restorer(gcc: str, tmp_path_factory, target: Target) -> Iterator[Restorer]:
     program = compile_restorer(gcc, tmp_path_factory.mktemp("restorer"))
-    pattern = clean_case(Consumer.XRSTOR, target.cpu).data
+    pattern = clean_case(Consumer.XRSTOR, target.cpu, permitted=0).data
     for index in range(160, 416):
         pattern[index] ^= 0xFF
     child = Restorer(program, bytes(pattern))
@@ -105,7 +105,7 @@ def test_another_kernel_is_noticed(restorer, target, change):
 def test_a_compacted_frame_is_taken_by_processors_that_know_the_format(restorer, target):
     if not target.compaction:
         pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
-    data = as_frame(clean_case(Consumer.XRSTOR, target.cpu, Format.COMPACTED).data, target)
+    data = as_frame(clean_case(Consumer.XRSTOR, target.cpu, Format.COMPACTED, permitted=0).data, target)
     verdict = predict(data, Consumer.SIGRETURN, target)
     signal, _, saved = restorer.ask(Restorer.SIGRETURN, data)
     assert str(verdict) == "loaded"
@@ -116,7 +116,7 @@ def test_a_compacted_frame_is_taken_by_processors_that_know_the_format(restorer,
 
 def test_a_smaller_consistent_frame_keeps_its_components(restorer, target):
     """Frames made for fewer components: magic2 lies where the frame says, or where the kernel's own would."""
-    data = bytearray(as_frame(clean_case(Consumer.XRSTOR, target.cpu).data, target))
+    data = bytearray(as_frame(clean_case(Consumer.XRSTOR, target.cpu, permitted=0).data, target))
     data[512:520] = struct.pack("<Q", 3)
     data[XFEATURES_AT:484] = struct.pack("<QI", 3, 576)
     data[576:580] = data[-4:]

@@ -41,7 +41,7 @@ def exchanged(
 ) -> Tally:
     """Load ``count`` mutants with every mask that this processor has for x87, SSE and AVX."""
     tally = Tally()
-    managed = core.features()["managed_mask"]
+    managed = core.features()["managed_mask"] & ~target.xfd
     targets = [target.with_(requested=managed)] * 4 + [target.with_(requested=mask) for mask in range(8)]
     for data, source in mutants(target, seed, count):
         chosen = source.choice(targets)
@@ -88,7 +88,7 @@ def test_a_wrong_mxcsr_mask_is_noticed(core, target):
 @pytest.fixture(scope="module")
 def restorer(gcc: str, tmp_path_factory, target: Target) -> Iterator[Restorer]:
     program = compile_restorer(gcc, tmp_path_factory.mktemp("restorer"))
-    child = Restorer(program, bytes(clean_case(Consumer.XRSTOR, target.cpu).data))
+    child = Restorer(program, bytes(clean_case(Consumer.XRSTOR, target.cpu, permitted=0).data))
     yield child
     child.close()
 
@@ -97,7 +97,7 @@ def restorer(gcc: str, tmp_path_factory, target: Target) -> Iterator[Restorer]:
 def image(request: pytest.FixtureRequest, target: Target) -> bytearray:
     if request.param is Format.COMPACTED and not target.compaction:
         pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
-    data = clean_case(Consumer.XRSTOR, target.cpu, request.param).data
+    data = clean_case(Consumer.XRSTOR, target.cpu, request.param, permitted=0).data
     for index in range(160, 416):
         data[index] ^= 0xFF
     return data
@@ -115,7 +115,7 @@ def test_where_memory_ends_too_early_xrstor_faults_as_foretold(restorer, image, 
     """Standard images are read as far as the mask reaches, compacted ones as far as components are present."""
     size = max(len(image), target.standard.size)
     for length in range(64, size + 65, 64):
-        for mask in (*range(8), target.xcr0):
+        for mask in (*range(8), target.user_xfeatures):
             for present in (0, 1, 3, 4, 7):
                 data = bytearray(image).ljust(length, b"\0")[:length]
                 if length > 512:

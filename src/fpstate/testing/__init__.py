@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fpstate.testing.build import MXCSR_MASK, build_cpu, build_image, build_layout, random_image
+from fpstate.testing.case import Case, as_frame, clean_case
+from fpstate.testing.chance import mangle
+from fpstate.testing.mutate import MUTATORS, broken_case
 
 if TYPE_CHECKING:
     from fpstate.testing.strategies import cpus, images, invented_cpus, layouts, masks, register_values
@@ -17,14 +20,20 @@ if TYPE_CHECKING:
 _STRATEGIES = ("cpus", "images", "invented_cpus", "layouts", "masks", "register_values")
 
 __all__ = [
+    "MUTATORS",
     "MXCSR_MASK",
+    "Case",
+    "as_frame",
+    "broken_case",
     "build_cpu",
     "build_image",
     "build_layout",
+    "clean_case",
     "cpus",
     "images",
     "invented_cpus",
     "layouts",
+    "mangle",
     "masks",
     "random_image",
     "register_values",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from fpstate.arch.component import COMPACTED_BIT, USER_DYNAMIC, Component, components_in, mask_of
+from fpstate.arch.component import COMPACTED_BIT, USER_DYNAMIC, Component, components_in
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Format, Layout
 from fpstate.image import Image
@@ -85,24 +85,25 @@ class Case:
 
 
 def clean_case(
-    consumer: Consumer, cpu: Cpu | str = _WHOLE_CPU, format: Format | None = None, present: int | None = None
+    consumer: Consumer,
+    cpu: Cpu | str = _WHOLE_CPU,
+    format: Format | None = None,
+    *,
+    permitted: int = USER_DYNAMIC,
 ) -> Case:
     """Return an image without a finding: every component the consumer may load is there and not initial.
 
     Signal frames have their magic words, KVM payloads the size that KVM reads. The format is the standard one
-    except for XRSTORS; ``format`` chooses where there is a choice. ``present`` leaves components out, save
-    PKRU, of which the absence is a finding.
+    except for XRSTORS; ``format`` chooses where there is a choice. ``permitted`` is as for ``Target.from_cpu``.
     """
     cpu = Cpu.catalog(cpu) if isinstance(cpu, str) else cpu
-    target = Target.from_cpu(cpu, permitted=USER_DYNAMIC)
+    target = Target.from_cpu(cpu, permitted=permitted)
     if format is None:
         format = Format.COMPACTED if consumer is Consumer.XRSTORS else Format.STANDARD
     mask = target.kvm_xcr0 if consumer is Consumer.KVM else target.user_xfeatures
     if consumer is Consumer.XRSTORS:
         mask |= target.xss
     layout = Layout.compacted(cpu, mask) if format is Format.COMPACTED else target.standard
-    if present is not None:
-        mask &= present | mask_of(_C.PKRU)
     data = _filled(layout, mask, target)
     if consumer is Consumer.SIGRETURN:
         data = as_frame(data, target)

@@ -9,7 +9,7 @@ from fpstate.arch.component import COMPACTED_BIT
 from fpstate.image.subject import MXCSR_AT, RESERVED_AT, SOFTWARE_AT, XCOMP_BV_AT, XSTATE_BV_AT
 
 
-def mutate(data: bytearray, source: random.Random, *, most: int = 3) -> None:
+def mangle(data: bytearray, source: random.Random, *, most: int = 3) -> None:
     """Change up to ``most`` things that rules look at, in place and by chance; the length stays.
 
     The header's bitmaps and reserved bytes, MXCSR, the words that signal frames keep in the software bytes,

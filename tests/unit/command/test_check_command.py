@@ -193,8 +193,11 @@ def test_this_process_is_checked_where_it_can_be_read(capsys):
         Cpu.host()
     except UnsupportedHere as error:
         pytest.skip(str(error))
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    script = "print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert child.stdout is not None
+        assert child.stdout.readline()
         code = main(["check", str(child.pid), "--for", "ptrace"])
         captured = capsys.readouterr()
         if code in (2, 3) and captured.err:

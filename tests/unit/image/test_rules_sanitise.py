@@ -13,7 +13,7 @@ from fpstate.image.rules import RULES, predict
 from fpstate.image.sanitise import refuse, sanitise
 from fpstate.testing import build_image, random_image
 from fpstate.testing.case import clean_case
-from fpstate.testing.chance import mutate
+from fpstate.testing.chance import mangle
 from fpstate.testing.mutate import MUTATORS, broken_case
 
 BROKEN = [(rule, consumer) for rule, mutator in MUTATORS.items() for consumer in mutator.consumers]
@@ -52,7 +52,7 @@ def test_images_mutated_at_random_are_cured_or_refused_with_a_reason(name):
     refused = 0
     for number in range(60):
         data = bytearray(random_image(target.standard, number).to_bytes())
-        mutate(data, source)
+        mangle(data, source)
         for consumer in Consumer:
             if consumer is Consumer.XRSTORS and not target.cpu.has("XSAVES"):
                 continue
