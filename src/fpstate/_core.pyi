@@ -63,10 +63,11 @@ def ptrace_snapshot(
 ) -> tuple[list[tuple[int, bytes | None, int, bytes]], int, int]:
     """Stop every thread of another process, read each one's NT_X86_XSTATE regset, and let them go.
 
-    Returns (tid, image or None, errno, name) for each thread that has not ended, the nanoseconds from the first request
-    to stop to the last release, and the longest that one thread stood still. At most ``capacity`` bytes an image, a multiple of 8. A thread that has not stopped
-    ``limit_ns`` after the start has ETIMEDOUT. Nothing stays stopped or traced, and no signal is lost; signals to
-    the calling thread wait. Runs without the GIL. Raises OSError where the process cannot be listed.
+    Returns (tid, image or None, errno, name) for each thread that has not ended, the nanoseconds from the first
+    request to stop to the last release, and the longest that one thread stood still. At most ``capacity`` bytes an
+    image, a multiple of 8. A thread that has not stopped ``limit_ns`` after the start has ETIMEDOUT. Nothing stays
+    stopped or traced, and no signal is lost; signals to the calling thread wait. Runs without the GIL. Raises
+    OSError where the process cannot be listed, and for this process itself.
     """
 
 def ptrace_edit(
@@ -102,21 +103,23 @@ def gather(
     source: Buffer,
     stride: int,
     count: int,
-    extent: int,
+    xcomp_bv: int,
+    allowed: int,
     key_mask: int,
     avx_carries_mxcsr: bool,
+    extent: int,
     classes: list[tuple[int, int, int, int, bytes, list[tuple[int, int, int]]]],
     destination: Buffer,
     in_order: bool,
     indices: Buffer | None = None,
     stream: int = -1,
 ) -> int:
-    """Make a record of each image, ``extent`` bytes of which are looked at.
+    """Make a record of each image, ``extent`` bytes of which are looked at; the rest as for ``classify``.
 
     A class is (key, first byte in ``destination``, distance of its records, how many fit, a record's bytes, moves
     from image to record). Records are in the order of the images, or class by class; the latter's images are listed in
     ``indices``, four bytes each. ``stream`` writes past the caches: 1 where alignment permits, 0 never, -1 as the
-    size suggests. Returns the index of the first image without a class or a record left, -1 when all are done.
+    size suggests. Returns the index of the first image that is illegal or has no class or record left, -1: all are done.
     Raises ValueError for anything that would reach beyond a buffer, and where they overlap. Runs without the GIL.
     """
 
