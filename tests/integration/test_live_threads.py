@@ -1,6 +1,7 @@
 """fpstate threads: the odd ones out of real processes."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,14 @@ def test_a_thread_that_does_not_stop_is_named(target: Path, capsys: pytest.Captu
 def test_exit_codes_of_what_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["threads", "4194304"]) == 2
     assert "no such process" in capsys.readouterr().err
+
+
+def test_the_threads_of_a_core_are_compared_too(capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = os.environ.get("FPSTATE_CORPUS")
+    if not corpus:
+        pytest.skip("FPSTATE_CORPUS is not set: there are no recorded cores")
+    core = Path(corpus) / "generated" / "cores" / "x64_avx_2t_quit.kernel.core.xz"
+    assert main(["threads", str(core)]) == 1
+    text = capsys.readouterr().out
+    assert "mxcsr: rounding=down, not nearest; fctrl: precision=double, not extended" in text
+    assert "2 threads, 1 odd; layout from: note" in text
