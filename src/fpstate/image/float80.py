@@ -211,6 +211,8 @@ class Float80:
             return cls._from_number(match["number"], sign)
         value = cls.of(sign, *_named_encoding(match))
         if value.kind.value.removesuffix("inity") != match["kind"].removesuffix("inity"):
+            if not (match["payload"] or match["exponent"]):
+                raise NumberError(f"{text!r} is no 80-bit value", help=_FORMS)
             raise NumberError(f"{text!r}: these bits are a {value.kind.value}")
         return value
 
