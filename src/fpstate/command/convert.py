@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import component_name
-from fpstate.command.state_file import FORMATS, processor, read_state, write_private
+from fpstate.command.state_file import processor, read_state, write_private
 from fpstate.errors import ConversionLoss, LayoutError
 from fpstate.image import Image
 from fpstate.image.convert import Change, Converted, Loss, convert
 from fpstate.image.legacy import FSAVE_LAYOUT, FXSAVE_LAYOUT, FXSAVE_SIZE, to_fsave
+from fpstate.source.raw_format import FORMATS, IMAGES
 
 SCHEMA: Final = "fpstate-convert/1"
 _LEGACY_LAYOUTS: Final = {"fxsave": FXSAVE_LAYOUT, "fsave": FSAVE_LAYOUT}
@@ -42,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--to-cpu", metavar="NAME", help="the processor to write for; as --from-cpu if not given"
     )
-    parser.add_argument("--to-format", choices=FORMATS, default="std", help="std if not given")
+    parser.add_argument("--to-format", choices=IMAGES, default="std", help="std if not given")
     parser.add_argument(
         "--to-mask",
         metavar="MASK",

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from fpstate.command.state_file import FORMATS, processor, read_state
+from fpstate.command.state_file import processor, read_state
 from fpstate.errors import FpStateError
 from fpstate.image import Difference, differences
+from fpstate.source.raw_format import FORMATS
 
 SCHEMA: Final = "fpstate-diff/1"
 

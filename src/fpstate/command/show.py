@@ -6,15 +6,18 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from fpstate.errors import RegisterError, SourceError
+from fpstate.errors import LayoutError, RegisterError, SourceError
 from fpstate.image.finding import Severity
 from fpstate.image.register import register_named
+from fpstate.source.raw_format import FORMATS
 from fpstate.source.thread import ThreadState
 
 if TYPE_CHECKING:
     from fpstate.arch.cpu import Cpu
+    from fpstate.arch.layout import Layout
 
 SCHEMA: Final = "fpstate-show/1"
+_LAYOUT_LIMIT: Final = 1 << 20
 LANE_TYPES: Final = (
     "hex",
     "f64",
@@ -50,6 +53,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--cpu", metavar="NAME", help="the processor that made the state, if it does not say itself"
     )
+    parser.add_argument(
+        "--format", choices=FORMATS, help="of raw bytes; told from length and header if not given"
+    )
+    parser.add_argument(
+        "--layout", metavar="FILE", help="of raw bytes: JSON as convert --json prints it, instead of --cpu"
+    )
     parser.add_argument("--json", action="store_true", help=f"print JSON with the schema {SCHEMA}")
     parser.set_defaults(run=run)
 
@@ -59,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     from fpstate.command.register_report import Wanted, describe
     from fpstate.source.open import open_source
 
-    threads = _chosen(open_source(args.source, cpu=_cpu(args.cpu)), args.thread, args.source)
+    layout = None if args.layout is None else _layout(args.layout)
+    states = open_source(args.source, cpu=_cpu(args.cpu), format=args.format, layout=layout)
+    threads = _chosen(states, args.thread, args.source)
     _check_names(args.register, threads)
     wanted = Wanted(
         all=args.all, names=tuple(args.register), values=not args.no_values, lane_type=args.lane_type
@@ -88,6 +99,21 @@ def _cpu(name: str | None) -> Cpu | None:
     from fpstate.arch.cpu import Cpu
 
     return Cpu.host() if name == "host" else Cpu.catalog(name)
+
+
+def _layout(path: str) -> Layout:
+    """Read a layout, or a document that has one under ``layout``; raises LayoutError and OSError."""
+    import json
+
+    from fpstate.arch.layout import Layout
+
+    with open(path, encoding="utf-8") as file:
+        text = file.read(_LAYOUT_LIMIT)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LayoutError(f"{path}: {error}") from error
+    return Layout.from_dict(data.get("layout", data) if isinstance(data, dict) else {})
 
 
 def _chosen(threads: list[ThreadState], tid: int | None, source: str) -> list[ThreadState]:

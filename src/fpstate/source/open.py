@@ -12,6 +12,7 @@ from contextlib import closing
 from typing import Final, NamedTuple
 
 from fpstate.arch.cpu import Cpu
+from fpstate.arch.layout import Layout
 from fpstate.errors import UnsupportedHere
 from fpstate.source.stream import Stream, open_stream
 from fpstate.source.thread import ThreadState
@@ -54,18 +55,29 @@ READERS: Final = (
 """The formats of files, tried in order; the last takes what no other does."""
 
 
-def open_source(source: str | os.PathLike[str], *, cpu: Cpu | None = None) -> list[ThreadState]:
+def open_source(
+    source: str | os.PathLike[str],
+    *,
+    cpu: Cpu | None = None,
+    format: str | None = None,
+    layout: Layout | None = None,
+) -> list[ThreadState]:
     """Return the state of every thread of a source: a path, ``-`` for standard input, or a process's number.
 
     A path object is a file whatever its name.
 
-    ``cpu`` is the processor that made the state, for formats that do not say it themselves. Raises OSError,
+    ``cpu`` is the processor that made the state, for formats that do not say it themselves. With ``format`` or
+    ``layout`` the bytes are raw, whatever they begin with (``raw.open_raw``). Raises OSError,
     SourceError, AmbiguousLayout, and UnsupportedHere where something is missing to read this source.
     """
     if isinstance(source, str) and source.isascii() and source.isdigit():
         return _process(int(source))
     stream = open_stream(str(source) if source == "-" else os.fspath(source))
     with closing(stream):
+        if format is not None or layout is not None:
+            from fpstate.source.raw import raw_threads
+
+            return raw_threads(stream, cpu=cpu, format=format, layout=layout)
         return reader_of(stream).threads(stream, cpu)
 
 
