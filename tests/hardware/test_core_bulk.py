@@ -22,7 +22,10 @@ def aligned(size: int) -> memoryview:
 
 
 def gather(core, source, classes, destination, *, count=4, stride=SIZE, extent=SIZE, in_order=True, **more):
-    return core.gather(source, stride, count, extent, 3, False, classes, destination, in_order, **more)
+    allowed, key_mask = (1 << 63) - 1, 3
+    return core.gather(
+        source, stride, count, 0, allowed, key_mask, False, extent, classes, destination, in_order, **more
+    )
 
 
 def row(key=3, start=0, step=64, limit=4, record=bytes(64), moves=((0, 0, 64),)):
@@ -111,6 +114,9 @@ def test_an_image_without_a_class_or_a_record_ends_the_run(core):
     assert gather(core, buffer(4), [row(limit=3)], bytearray(256), in_order=False) == 3
     assert gather(core, buffer(4), [], bytearray(256)) == 0
     assert gather(core, buffer(4), [row()], bytearray(256)) == -1
+    source = buffer(4)
+    source[3 * SIZE + 520] = 1
+    assert gather(core, source, [row()], bytearray(256)) == 3
 
 
 def test_counting_finds_the_first_illegal_header(core):
@@ -160,7 +166,8 @@ def test_any_moves_do_what_slices_do(core, stream):
                 cursor += size
         images, record = bytearray(source.randbytes(4 * SIZE)), source.randbytes(length)
         for index in range(4):
-            images[index * SIZE + 512] = images[index * SIZE + 512] & ~3 | 2
+            header = (images[index * SIZE + 512] & ~3 | 2).to_bytes(16, "little")
+            images[index * SIZE + 512 : index * SIZE + 528] = header
         step = -(-length // 64) * 64 if source.random() < 0.5 else length + source.randrange(0, 9)
         destination = aligned(4 * step + 64)
         destination[:] = b"\xee" * len(destination)

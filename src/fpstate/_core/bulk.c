@@ -5,17 +5,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SSE_BIT = 2, AVX_BIT = 4 };
+enum { SSE_BIT = 2, AVX_BIT = 4, AHEAD = 8 };
 #define FORCED_SSE (1ull << 63) /* in a key: MXCSR is not initial, and only AVX states it */
 
-static uint64_t key_of(const struct bulk *bulk, const char *image)
+static inline bool legal(const struct bulk *bulk, const char *image)
+{
+    uint64_t header[2];
+    memcpy(header, image + HEADER_AT, sizeof header);
+    return header[1] == bulk->xcomp_bv && !(header[0] & ~bulk->allowed);
+}
+
+static inline uint64_t key_of(const struct bulk *bulk, const char *image)
 {
     uint64_t xstate_bv;
-    uint32_t mxcsr;
     memcpy(&xstate_bv, image + HEADER_AT, sizeof xstate_bv);
-    memcpy(&mxcsr, image + MXCSR_AT, sizeof mxcsr);
-    bool forced = bulk->avx_carries_mxcsr && (xstate_bv & (SSE_BIT | AVX_BIT)) == AVX_BIT && mxcsr != MXCSR_INITIAL;
-    return (xstate_bv & bulk->key_mask) | (forced ? FORCED_SSE : 0);
+    uint64_t key = xstate_bv & bulk->key_mask;
+    if (bulk->avx_carries_mxcsr && (xstate_bv & (SSE_BIT | AVX_BIT)) == AVX_BIT) { /* else MXCSR's line is not needed */
+        uint32_t mxcsr;
+        memcpy(&mxcsr, image + MXCSR_AT, sizeof mxcsr);
+        key |= mxcsr != MXCSR_INITIAL ? FORCED_SSE : 0;
+    }
+    return key;
 }
 
 static size_t slot_of(uint64_t key)
@@ -59,6 +69,8 @@ void plan_free(struct plan *plan)
             explicit_bzero(plan->classes[i].record, plan->classes[i].size);
         free(plan->classes[i].record);
         free(plan->classes[i].units);
+        free(plan->classes[i].bands);
+        free(plan->classes[i].lines);
         free(plan->classes[i].pieces);
     }
     if (plan)
@@ -66,14 +78,14 @@ void plan_free(struct plan *plan)
     free(plan);
 }
 
-ssize_t bulk_count(const struct bulk *bulk, struct plan *plan, uint64_t xcomp_bv, uint64_t allowed)
+ssize_t bulk_count(const struct bulk *bulk, struct plan *plan)
 {
     struct class *class = NULL;
     for (size_t i = 0; i < bulk->count; i++) {
         const char *image = bulk->source + i * bulk->stride;
-        uint64_t header[2];
-        memcpy(header, image + HEADER_AT, sizeof header);
-        if (header[1] != xcomp_bv || header[0] & ~allowed)
+        if (i + AHEAD < bulk->count)
+            __builtin_prefetch(image + AHEAD * bulk->stride + HEADER_AT);
+        if (!legal(bulk, image))
             return (ssize_t)i;
         uint64_t key = key_of(bulk, image);
         if (!class || class->key != key)
@@ -102,51 +114,43 @@ static inline void copy_piece(char *to, const char *from, size_t size)
     }
 }
 
-static inline const __m128i *unit_at(const char *image, ptrdiff_t to_record, uint32_t unit)
+static inline const char *unit_at(const struct class *class, const char *image, uint32_t unit)
 {
-    return (const __m128i *)(image + unit / BULK_FLAGS + (to_record & -(ptrdiff_t)(unit & BULK_OF_RECORD)));
+    return (unit & BULK_OF_RECORD ? class->record : image) + unit / 2;
 }
 
-static inline void put(__m128i *to, const __m128i *from, bool stream)
+static inline void put(__m128i *to, const char *from, bool stream)
 {
     if (stream)
-        _mm_stream_si128(to, _mm_loadu_si128(from));
+        _mm_stream_si128(to, _mm_loadu_si128((const __m128i *)from));
     else
-        _mm_storeu_si128(to, _mm_loadu_si128(from));
+        _mm_storeu_si128(to, _mm_loadu_si128((const __m128i *)from));
 }
 
-static inline void put_line(__m128i *to, const uint32_t *units, const char *image, ptrdiff_t to_record, bool stream)
+static inline void put_lines(const struct class *class, const char *image, char *to, bool stream)
 {
-    const __m128i *from = unit_at(image, to_record, units[0]);
-    if (units[0] & BULK_WHOLE_LINE) {
-        for (int i = 0; i < 4; i++)
-            put(to + i, from + i, stream);
-    } else {
-        put(to, from, stream);
-        for (int i = 1; i < 4; i++)
-            put(to + i, unit_at(image, to_record, units[i]), stream);
-    }
-}
-
-/* past the caches: whole lines, and to is aligned */
-static void stream_record(const struct class *class, const char *image, char *to)
-{
-    ptrdiff_t to_record = class->record - image;
     __m128i *out = (__m128i *)to;
-    for (size_t at = 0; at < class->unit_count; at += 4)
-        put_line(out + at, class->units + at, image, to_record, true);
+    for (size_t i = 0; i < class->band_count; i++) {
+        const struct band *band = &class->bands[i];
+        const char *a = unit_at(class, image, band->unit[0]), *b = unit_at(class, image, band->unit[1]);
+        const char *c = unit_at(class, image, band->unit[2]), *d = unit_at(class, image, band->unit[3]);
+        for (uint32_t line = 0; line < band->lines; line++, out += 4) {
+            put(out, a, stream);
+            put(out + 1, b, stream);
+            put(out + 2, c, stream);
+            put(out + 3, d, stream);
+            a += band->step[0], b += band->step[1], c += band->step[2], d += band->step[3];
+        }
+    }
 }
 
 static void store_record(const struct class *class, const char *image, char *to)
 {
-    ptrdiff_t to_record = class->record - image;
-    __m128i *out = (__m128i *)to;
-    size_t at = 0;
-    for (; at + 4 <= class->unit_count; at += 4)
-        put_line(out + at, class->units + at, image, to_record, false);
-    for (; at < class->unit_count; at++)
-        put(out + at, unit_at(image, to_record, class->units[at]), false);
-    memcpy(to + at * BULK_UNIT, class->record + at * BULK_UNIT, class->size - at * BULK_UNIT);
+    put_lines(class, image, to, false);
+    size_t unit = class->unit_count / 4 * 4, tail = class->unit_count * BULK_UNIT;
+    for (; unit < class->unit_count; unit++)
+        put((__m128i *)to + unit, unit_at(class, image, class->units[unit]), false);
+    memcpy(to + tail, class->record + tail, class->size - tail);
 }
 
 static void write_record(const struct class *class, const char *image, char *to)
@@ -156,34 +160,48 @@ static void write_record(const struct class *class, const char *image, char *to)
         copy_piece(class->record + piece->to, image + piece->from, piece->size);
     }
     if (class->stream)
-        stream_record(class, image, to);
+        put_lines(class, image, to, true); /* whole lines, and to is aligned */
     else
         store_record(class, image, to);
 }
 
+static struct class *class_of(const struct bulk *bulk, struct plan *plan, struct class *last, const char *image)
+{
+    if (!legal(bulk, image))
+        return NULL;
+    uint64_t key = key_of(bulk, image);
+    return last && last->key == key ? last : plan_find(plan, key);
+}
+
+/* The lines of the next image that will be read: which ones depends on its class, so that hardware cannot foresee it. */
+static inline void fetch(const struct class *class, const char *image)
+{
+    for (size_t i = 0; i < class->line_count; i++)
+        __builtin_prefetch(image + class->lines[i]);
+}
+
 ssize_t bulk_move(const struct bulk *bulk, struct plan *plan, char *destination, bool in_order, uint32_t *indices)
 {
-    struct class *class = NULL;
-    ssize_t failed = BULK_ALL_DONE;
-    for (size_t i = 0; i < bulk->count; i++) {
-        const char *image = bulk->source + i * bulk->stride;
-        if (i + 1 < bulk->count)
-            __builtin_prefetch(image + bulk->stride + HEADER_AT);
-        uint64_t key = key_of(bulk, image);
-        if (!class || class->key != key)
-            class = plan_find(plan, key);
+    const char *image = bulk->source;
+    struct class *class = bulk->count ? class_of(bulk, plan, NULL, image) : NULL;
+    size_t i = 0;
+    for (; i < bulk->count; i++, image += bulk->stride) {
         size_t slot = class ? in_order ? i : class->used : 0;
-        if (!class || slot >= class->limit) {
-            failed = (ssize_t)i;
+        if (!class || slot >= class->limit)
             break;
-        }
+        struct class *next = NULL;
+        if (i + 1 < bulk->count && (next = class_of(bulk, plan, class, image + bulk->stride)))
+            fetch(next, image + bulk->stride);
+        if (i + AHEAD < bulk->count)
+            __builtin_prefetch(image + AHEAD * bulk->stride + HEADER_AT);
         write_record(class, image, destination + class->start + slot * class->step);
         if (indices)
             indices[class->first + class->used] = (uint32_t)i;
         class->used++;
+        class = next;
     }
     _mm_sfence();
-    return failed;
+    return i < bulk->count ? (ssize_t)i : BULK_ALL_DONE;
 }
 
 static void append_piece(struct class *class, uint32_t from, uint32_t to, uint32_t size)
@@ -205,16 +223,51 @@ void class_append(struct class *class, uint32_t from, uint32_t to, uint32_t size
     }
     append_piece(class, from, to, first * BULK_UNIT - to);
     for (uint32_t unit = first; unit < last; unit++)
-        class->units[unit] = BULK_FLAGS * (from + unit * BULK_UNIT - to);
+        class->units[unit] = 2 * (from + unit * BULK_UNIT - to);
     append_piece(class, from + last * BULK_UNIT - to, last * BULK_UNIT, end - last * BULK_UNIT);
 }
 
-/* Marks lines that are four units in a row. */
-void class_finish(struct class *class)
+/* Whether the next line, of these units, goes on as the lines of the band do; its second line sets the steps. */
+static bool continues(struct band *band, const uint32_t *units)
 {
-    for (size_t at = 0; at + 4 <= class->unit_count; at += 4) {
-        uint32_t *units = class->units + at, step = BULK_UNIT * BULK_FLAGS;
-        if (units[1] == units[0] + step && units[2] == units[1] + step && units[3] == units[2] + step)
-            units[0] |= BULK_WHOLE_LINE;
+    uint32_t step[4];
+    for (int i = 0; i < 4; i++) {
+        uint32_t last = band->unit[i] / 2 + (band->lines - 1) * band->step[i], next = units[i] / 2;
+        if (next < last || (units[i] ^ band->unit[i]) & BULK_OF_RECORD)
+            return false;
+        step[i] = next - last;
+        if (band->lines > 1 && step[i] != band->step[i])
+            return false;
     }
+    memcpy(band->step, step, sizeof step);
+    return true;
+}
+
+/* Registers of three kinds that take turns come from few lines at a time: looking back a little finds them. */
+static void append_line(struct class *class, uint32_t line)
+{
+    for (size_t back = 1; back <= 8 && back <= class->line_count; back++)
+        if (class->lines[class->line_count - back] == line)
+            return;
+    class->lines[class->line_count++] = line;
+}
+
+int class_finish(struct class *class)
+{
+    class->bands = calloc(class->unit_count / 4 + 1, sizeof *class->bands);
+    class->lines = calloc(class->unit_count + 1, sizeof *class->lines);
+    if (!class->bands || !class->lines)
+        return -1;
+    for (size_t at = 0; at + 4 <= class->unit_count; at += 4) {
+        struct band *last = class->band_count ? &class->bands[class->band_count - 1] : NULL;
+        if (!last || !continues(last, class->units + at)) {
+            last = &class->bands[class->band_count++];
+            memcpy(last->unit, class->units + at, sizeof last->unit);
+        }
+        last->lines++;
+    }
+    for (size_t at = 0; at < class->unit_count; at++)
+        if (!(class->units[at] & BULK_OF_RECORD))
+            append_line(class, class->units[at] / 2 / BULK_LINE * BULK_LINE);
+    return 0;
 }

@@ -35,10 +35,10 @@ static PyObject *core_classify(PyObject *module, PyObject *args)
         PyBuffer_Release(&source);
         return PyErr_NoMemory();
     }
-    struct bulk bulk = {source.buf, (size_t)stride, (size_t)count, key_mask, carries};
+    struct bulk bulk = {source.buf, (size_t)stride, (size_t)count, xcomp_bv, allowed, key_mask, carries};
     Py_ssize_t bad;
     Py_BEGIN_ALLOW_THREADS
-    bad = bulk_count(&bulk, plan, xcomp_bv, allowed);
+    bad = bulk_count(&bulk, plan);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&source);
     PyObject *found = bad == BULK_TOO_MANY ? NULL : PyList_New((Py_ssize_t)plan->count);
@@ -74,8 +74,7 @@ static bool read_moves(struct class *class, PyObject *moves, size_t extent, size
         }
         class_append(class, (uint32_t)from, (uint32_t)to, (uint32_t)size);
     }
-    class_finish(class);
-    return true;
+    return !class_finish(class);
 }
 
 /* a class is (key, start, step, limit, record, moves) */
@@ -123,7 +122,7 @@ static bool read_class(struct plan *plan, PyObject *item, size_t extent, const P
         return false;
     }
     for (size_t unit = 0; unit < class->unit_count; unit++)
-        class->units[unit] = (uint32_t)(unit * BULK_UNIT * BULK_FLAGS + BULK_OF_RECORD);
+        class->units[unit] = (uint32_t)(2 * unit * BULK_UNIT + BULK_OF_RECORD);
     return read_moves(class, moves, extent, (size_t)length);
 }
 
@@ -200,21 +199,22 @@ static PyObject *gather(const Py_buffer *source, Py_buffer *to, Py_buffer *indic
 static PyObject *core_gather(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    static char *names[] = {"source", "stride",  "count",    "extent",  "key_mask", "avx_carries_mxcsr",
-                            "classes", "destination", "in_order", "indices", "stream", NULL};
+    static char *names[] = {"source",  "stride",   "count",       "xcomp_bv", "allowed", "key_mask", "avx_carries_mxcsr",
+                            "extent", "classes", "destination", "in_order", "indices", "stream", NULL};
     Py_buffer source, to, indices = {0};
     Py_ssize_t stride, count, extent;
-    unsigned long long key_mask;
+    unsigned long long xcomp_bv, allowed, key_mask;
     int carries, in_order, stream = -1;
     PyObject *classes, *list = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*nnnKpO!w*p|Oi:gather", names, &source, &stride, &count, &extent,
-                                     &key_mask, &carries, &PyList_Type, &classes, &to, &in_order, &list, &stream))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y*nnKKKpnO!w*p|Oi:gather", names, &source, &stride, &count,
+                                     &xcomp_bv, &allowed, &key_mask, &carries, &extent, &PyList_Type, &classes, &to,
+                                     &in_order, &list, &stream))
         return NULL;
     PyObject *result = NULL;
     if (stride < 0 || count < 0 || extent < 0)
         PyErr_SetString(PyExc_ValueError, "stride, count and extent cannot be negative");
     else if (list == Py_None || !PyObject_GetBuffer(list, &indices, PyBUF_WRITABLE)) {
-        struct bulk bulk = {source.buf, (size_t)stride, (size_t)count, key_mask, carries};
+        struct bulk bulk = {source.buf, (size_t)stride, (size_t)count, xcomp_bv, allowed, key_mask, carries};
         result = gather(&source, &to, &indices, &bulk, (size_t)extent, classes, in_order, stream);
     }
     if (indices.obj)

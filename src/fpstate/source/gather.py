@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fpstate.arch.component import Component, components_in, mask_of, mask_text
 from fpstate.arch.cpu import Cpu
@@ -72,14 +72,13 @@ def vectors(bulk: Bulk, out: Buffer | None = None, *, stream: bool | None = None
     the native core.
     """
     registers, width = _vector_shape(bulk.layout)
-    sorting = _Sorting(bulk.layout.mask & (_SSE | _AVX | _AVX512))
-    record = bytes(registers * width)
+    mask, record = bulk.layout.mask & (_SSE | _AVX | _AVX512), bytes(registers * width)
     classes = [
         _Class(key, len(bulk), len(record), record, _vector_moves(bulk.layout, width, key))
-        for key, _ in _sorted(bulk, sorting)
+        for key in _subsets(mask)
     ]
     target = _room(out, len(bulk) * len(record))
-    _gather(bulk, sorting, classes, target, None, stream)
+    _gather(bulk, _Sorting(mask), classes, target, None, stream)
     return target.cast("B", (len(bulk), registers, width)) if len(bulk) else target
 
 
@@ -127,6 +126,14 @@ def _vector_shape(layout: Layout) -> tuple[int, int]:
     if layout.mask & _AVX512 == _AVX512:
         return 32, 64
     return (16, 32) if layout.mask & _AVX else (16, 16)
+
+
+def _subsets(mask: int) -> list[int]:
+    """Return every bitmap of some of these components: at most sixteen, as there are four kinds of vectors."""
+    subsets = [0]
+    for component in components_in(mask):
+        subsets += [each | 1 << component for each in subsets]
+    return subsets
 
 
 def _vector_moves(layout: Layout, width: int, stated: int) -> list[Move]:
@@ -195,12 +202,8 @@ def _up(size: int) -> int:
 
 def _sorted(bulk: Bulk, sorting: _Sorting) -> list[tuple[int, int]]:
     """Return the keys of the images, each with its count; raises ImageError for the first illegal header."""
-    layout = bulk.layout
     classes: list[tuple[int, int]]
-    classes, bad = _core().classify(
-        *(bulk.view, bulk.stride, len(bulk), layout.xcomp_bv, layout.mask),
-        *(sorting.mask, sorting.avx_carries_mxcsr),
-    )
+    classes, bad = _core().classify(*_arguments(bulk, sorting))
     if bad >= 0:
         _refuse(bulk, bad)
     return classes
@@ -220,12 +223,20 @@ def _gather(
         rows.append((each.key, start, each.stride, each.count, each.record, each.moves))
         start += 0 if indices is None else each.count * each.stride
     failed = _core().gather(
-        *(bulk.view, bulk.stride, len(bulk), bulk.layout.size, sorting.mask, sorting.avx_carries_mxcsr),
-        *(rows, target, indices is None, indices),
+        *(*_arguments(bulk, sorting), bulk.layout.size, rows, target, indices is None, indices),
         -1 if stream is None else int(stream),
     )
     if failed >= 0:
-        raise ImageError(f"image {failed} was changed while it was read", offset=failed * bulk.stride + 512)
+        _refuse(bulk, failed)
+
+
+def _arguments(bulk: Bulk, sorting: _Sorting) -> tuple[Any, ...]:
+    """Return what ``classify`` and ``gather`` want to know of the images."""
+    layout = bulk.layout
+    return (
+        *(bulk.view, bulk.stride, len(bulk), layout.xcomp_bv, layout.mask),
+        *(sorting.mask, sorting.avx_carries_mxcsr),
+    )
 
 
 def _refuse(bulk: Bulk, index: int) -> None:
