@@ -269,7 +269,7 @@ class NativeQueue:
         return vcpu
 
     def _recover(self) -> None:
-        """Settle the vCPU that an interrupt left in no queue, from the start: until then the spill area is as it was."""
+        """Settle the vCPU that an interrupt left in no queue, from the start; the spill area is as it was."""
         for core, vcpu in list(self._members.items()):
             if core.queued:
                 continue

@@ -80,8 +80,8 @@ def _sse(store: ComponentStore) -> bytes:
 
 def _plain(store: ComponentStore, component: int) -> tuple[bytes, bytes]:
     if component not in COMPONENTS:
-        value = store.read_all(component)
-        return value, initial_bytes(component, 0, len(value))
+        # Nothing is known of it but its size, which two processors may state differently: trailing zeros say nothing.
+        return store.read_all(component).rstrip(b"\0"), b""
     spans = register_spans(component)
     value = b"".join(store.read(component, offset, size) for offset, size in spans)
     return value, b"".join(initial_bytes(component, offset, size) for offset, size in spans)

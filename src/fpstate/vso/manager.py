@@ -11,6 +11,7 @@ from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.errors import PermissionDenied, VsoError
 from fpstate.image import Image
+from fpstate.image.convert import convert
 from fpstate.image.move import moves
 from fpstate.vso.permission import FpuConfig, Kind, Permissions, check_host_features
 from fpstate.vso.placement import Copy, copier, start_image
@@ -95,9 +96,11 @@ class Manager:
     def load(self, vso: Vso, image: Image) -> None:
         """Replace a VSO's state by an image's registers, whatever layout they come in.
 
-        Raises GuestOnlyComponent (and warns), PermissionDenied, or ImageError; the VSO then keeps its state.
+        Leftovers behind clear XSTATE_BV bits stay where they are. Raises GuestOnlyComponent (and warns),
+        PermissionDenied, or ImageError; the VSO then keeps its state.
         """
-        self.store(vso, image.in_use, image.layout, copier(image))
+        registers_only = convert(image, image.layout).image
+        self.store(vso, registers_only.in_use, image.layout, copier(registers_only))
 
     def store(self, vso: Vso, in_use: int, source: Layout, copy: Copy) -> None:
         """Put a state into a buffer of just the right size; the earlier buffer goes back, scrubbed.

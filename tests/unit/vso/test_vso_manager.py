@@ -478,3 +478,18 @@ def test_a_processor_without_xsavec_has_standard_buffers() -> None:
     assert vso.layout.format is Format.STANDARD
     assert vso.size == Layout.standard(cpu, LEGACY | ZMM).size == vso.user_size
     assert vso.image().xcomp_bv == 0
+
+
+def test_leftovers_of_an_absent_component_do_not_become_registers():
+    """AVX present, SSE absent, and an MXCSR that makes SSE count as in use: XMM is initial all the same."""
+    cpu = Cpu.catalog("zen3")
+    manager, image = Manager(cpu), Image.initial(Layout.standard(cpu))
+    image.registers["ymm5h"] = 7
+    image.registers["mxcsr"] = 0x9F80
+    view = image.store.view
+    view[160:416] = b"\xa5" * 256
+    view[512:520] = (1 << 2).to_bytes(8, "little")
+    vso = manager.create()
+    manager.load(vso, image)
+    loaded = vso.image().registers
+    assert (loaded["xmm5"], loaded["ymm5h"], loaded["mxcsr"]) == (0, 7, 0x9F80)
