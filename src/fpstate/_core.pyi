@@ -120,7 +120,8 @@ def gather(
     from image to record). Records are in the order of the images, or class by class; the latter's images are listed in
     ``indices``, four bytes each. ``stream`` writes past the caches: 1 where alignment permits, 0 never, -1 as the
     size suggests. Returns the index of the first image that is illegal or has no class or record left; -1 when all
-    are done. Raises ValueError for anything that would reach beyond a buffer, and where they overlap. Runs without the GIL.
+    are done. Raises ValueError for anything that would reach beyond a buffer, and where they overlap. Runs without
+    the GIL.
     """
 
 @final
