@@ -1,4 +1,4 @@
-# Verbs: run, test, lint, bench, clean. Each does the set-up that it needs.
+# Verbs: run, test, lint, bench, fuzz, sanitize, clean. Each does the set-up that it needs.
 # PYTHON=/path/to/python chooses another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ SANITIZED := build/sanitize
 STRICT := $(if $(CI),ON,OFF)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench sanitize clean
+.PHONY: run test lint bench fuzz sanitize clean
 
 run: $(VENV)/installed
 	$(BIN)/fpstate run
@@ -26,8 +26,20 @@ lint: $(VENV)/installed-lint
 	$(BIN)/python -m mypy.stubtest fpstate._core --allowlist tools/stubtest-allowed.txt --ignore-unused-allowlist
 	$(BIN)/lint-imports
 
+# Each of them says what it measures and may miss its target, or lack a tool; none may take longer than this.
+BENCH_SECONDS := 600
+BENCHMARKS := $(sort $(wildcard tests/benchmarks/*.py))
 bench: $(VENV)/installed
-	$(BIN)/python tests/benchmarks/round_trip.py
+	@failed=0; for script in $(BENCHMARKS); do \
+		echo "== $$script"; \
+		timeout -k 10 $(BENCH_SECONDS) $(BIN)/python $$script || { code=$$?; echo "== $$script: exit code $$code"; \
+			[ $$code -eq 3 ] || failed=1; }; \
+	done; exit $$failed
+
+# Every source under coverage-guided fuzzing, FUZZ_SECONDS in all; what crashes is kept in build/fuzz.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/installed
+	./tests/fuzz/run.sh $(BIN)/python $(FUZZ_SECONDS)
 
 # The core once more, with AddressSanitizer and UndefinedBehaviorSanitizer, under its own tests.
 sanitize: $(SANITIZED)/installed

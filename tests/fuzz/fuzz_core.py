@@ -1,0 +1,5 @@
+"""Fuzzes the target ``core``; see harness.py."""
+
+from harness import fuzz
+
+fuzz("core")

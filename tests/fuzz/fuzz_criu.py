@@ -1,0 +1,5 @@
+"""Fuzzes the target ``criu``; see harness.py."""
+
+from harness import fuzz
+
+fuzz("criu")

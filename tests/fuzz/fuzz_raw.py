@@ -1,0 +1,5 @@
+"""Fuzzes the target ``raw``; see harness.py."""
+
+from harness import fuzz
+
+fuzz("raw")
