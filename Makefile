@@ -11,7 +11,7 @@ SANITIZED := build/sanitize
 STRICT := $(if $(CI),ON,OFF)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench fuzz sanitize clean
+.PHONY: run test lint bench fuzz sanitize test-bochs clean
 
 run: $(VENV)/installed
 	$(BIN)/fpstate run
@@ -44,6 +44,10 @@ fuzz: $(VENV)/installed
 # The core once more, with AddressSanitizer and UndefinedBehaviorSanitizer, under its own tests.
 sanitize: $(SANITIZED)/installed
 	./tools/sanitized.sh $(SANITIZED)/bin/python -m pytest tests/hardware -p no:cacheprovider
+
+# The engine and its tests on an emulated processor with AVX-512; several minutes, see tests/emulated/README.md.
+test-bochs: $(VENV)/bin/python
+	./tests/emulated/run.sh $(BIN)/python
 
 $(VENV)/bin/python:
 	./tools/prepare.sh $(PYTHON)
