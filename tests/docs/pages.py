@@ -80,9 +80,9 @@ class Page:
 
 
 def commands_of(block: Block) -> list[tuple[str, str]]:
-    """The commands of a console block, each with the output that is shown for it."""
-    pieces = re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]
-    return [(command, output) for command, _, output in (piece.partition("\n") for piece in pieces)]
+    """The commands of a console block, each with the output that is shown for it; ``> `` continues a command."""
+    found = re.findall(r"^\$ (.*\n(?:> .*\n)*)((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE)
+    return [(command.replace("\n> ", "\n").rstrip("\n"), output) for command, output in found]
 
 
 PAGES = [Page(ROOT / "README.md"), *map(Page, sorted((ROOT / "docs").glob("*.md")))]
@@ -95,9 +95,9 @@ def page_id(page: Page) -> str:
 def shows(expected: str, actual: str, *, exact: bool) -> str | None:
     """None where ``actual`` has the lines of ``expected`` in order, nothing left out but at ``...``; else what differs.
 
-    Unless ``exact``, any number may stand for any other, and any unit of time for any other.
+    Unless ``exact``, any number may stand for any other of its kind, and any unit of time for any other.
     """
-    pattern, rest = re.compile(r"\d+(\.\d+)?(e-?\d+)?( (ns|us|ms|s)\b)?"), actual.splitlines()
+    pattern, rest = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?(e-?\d+)?( (ns|us|ms|s)\b)?"), actual.splitlines()
 
     def same(line: str, other: str) -> bool:
         if exact:
