@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fpstate.arch.cpu import Cpu
 from fpstate.errors import AmbiguousLayout, ImageError, LayoutError, SourceError
 from fpstate.image.finding import Finding, Severity
 from fpstate.source.minidump_file import Location, Minidump, XstateConfig, read_minidump
 from fpstate.source.stream import Stream
 from fpstate.source.thread import ThreadState
-from fpstate.source.windows_context import read_context
+from fpstate.source.windows_context import Context, read_context
 
 
 def minidump_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]:
@@ -23,24 +21,24 @@ def minidump_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadSt
     """
     dump = read_minidump(stream)
     config = dump.xstate_config()
-    raised = dump.exception()
+    listed = list(dump.threads())
+    raised, at_exception = dump.exception() or (None, None)
+    shown = [at_exception if at_exception and tid == raised else place for tid, place in listed]
+    contexts = {place: _context(dump, place, data, config, cpu) for place, data in dump.contexts(shown)}
     states = []
-    for tid, place in dump.threads():
-        if raised is not None and raised[0] == tid:
-            state = _state(dump, tid, raised[1], config, cpu)
-            note = () if raised[1] == place else (_at_exception(),)
-            states.append(replace(state, findings=(*state.findings, *note)))
-        else:
-            states.append(_state(dump, tid, place, config, cpu))
+    for (tid, place), taken in zip(listed, shown, strict=True):
+        context = contexts[taken]
+        note = () if taken == place else (_at_exception(),)
+        states.append(ThreadState(tid, context.image, dump.machine, findings=(*context.findings, *note)))
     return states
 
 
-def _state(
-    dump: Minidump, tid: int, place: Location, config: XstateConfig | None, cpu: Cpu | None
-) -> ThreadState:
+def _context(
+    dump: Minidump, place: Location, data: bytes, config: XstateConfig | None, cpu: Cpu | None
+) -> Context:
     name = dump.stream.name
     try:
-        context = read_context(dump.context(place), dump.machine, config, cpu)
+        return read_context(data, dump.machine, config, cpu)
     except AmbiguousLayout as error:
         raise AmbiguousLayout(f"{name} at byte {place.offset}: {error}", error.candidates) from error
     except ImageError as error:
@@ -49,7 +47,6 @@ def _state(
         ) from error
     except LayoutError as error:
         raise SourceError(name, str(error), offset=place.offset, help=error.help) from error
-    return ThreadState(tid, context.image, dump.machine, findings=context.findings)
 
 
 def _at_exception() -> Finding:

@@ -9,7 +9,7 @@ Source: ``minidumpapiset.h``. A location is a size and an offset from the start 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -79,9 +79,8 @@ class Minidump:
                 f"{count} threads of {_THREAD.size} bytes in a stream of {place.size}",
                 offset=place.offset,
             )
-        for index in range(count):
-            at = place.offset + start + index * _THREAD.size
-            tid, size, offset = _THREAD.unpack(read(self.stream, at, _THREAD.size, "a thread"))
+        data = read(self.stream, place.offset + start, count * _THREAD.size, "the list of threads")
+        for tid, size, offset in _THREAD.iter_unpack(data):
             yield tid, Location(offset, size)
 
     def exception(self) -> tuple[int, Location] | None:
@@ -109,13 +108,25 @@ class Minidump:
         }
         return XstateConfig(bool(enabled & _COMPACTED), places)
 
-    def context(self, place: Location) -> bytes:
-        """Return a context's bytes; raises SourceError for more than 64 KiB and where the file ends before."""
-        if place.size > CONTEXT_LIMIT:
-            raise SourceError(
-                self.stream.name, f"a context that claims {place.size} bytes", offset=place.offset
-            )
-        return read(self.stream, place.offset, place.size, "a context")
+    def contexts(self, places: Iterable[Location]) -> Iterator[tuple[Location, bytes]]:
+        """Yield the bytes of each context once, by offset, so that a compressed dump is inflated once for all.
+
+        Raises SourceError for contexts of more than 64 KiB, that overlap, or that the file does not hold.
+        """
+        end = 0
+        for place in sorted(set(places), key=lambda place: (place.offset, place.size)):
+            if place.size > CONTEXT_LIMIT:
+                raise SourceError(
+                    self.stream.name, f"a context that claims {place.size} bytes", offset=place.offset
+                )
+            if place.offset < end and place.size:
+                raise SourceError(
+                    self.stream.name,
+                    f"a context begins before another one ends at {end}",
+                    offset=place.offset,
+                )
+            end = max(end, place.offset + place.size)
+            yield place, read(self.stream, place.offset, place.size, "a context")
 
 
 def read_minidump(stream: Stream) -> Minidump:

@@ -76,12 +76,14 @@ class Context:
 def read_context(
     data: bytes, machine: Literal["x86-64", "i386"], config: XstateConfig | None, cpu: Cpu | None
 ) -> Context:
-    """Return the state in a CONTEXT and in what lies behind it.
+    """Return the state in a CONTEXT and in what lies behind it; no bytes at all are no state.
 
     The places of extended components are those that ``config`` states, else those of ``cpu``, else those on which
     all known processors agree. Raises ImageError, with the byte of ``data``, for what is no such context or
     contradicts itself, LayoutError, AmbiguousLayout.
     """
+    if not data:
+        return Context(_nothing(), (_no_state(),))
     shape = _SHAPES[machine]
     flags = _flags(data, shape, machine)
     findings: tuple[Finding, ...] = ()
@@ -97,8 +99,7 @@ def read_context(
     if shape.fsave is not None and flags & _FLOATING_POINT:
         image = from_fsave(data[shape.fsave : shape.fsave + FSAVE_SIZE])
         return Context(image, (*findings, _legacy_only("x87")))
-    nothing = Image(bytes(MIN_SIZE), Layout.from_places(Format.STANDARD, ()), "format")
-    return Context(nothing, findings or (_no_state(),))
+    return Context(_nothing(), findings or (_no_state(),))
 
 
 def _flags(data: bytes, shape: Shape, machine: str) -> int:
@@ -231,6 +232,10 @@ def _dropped(length: int) -> Finding:
     )
 
 
+def _nothing() -> Image:
+    return Image(bytes(MIN_SIZE), Layout.from_places(Format.STANDARD, ()), "format")
+
+
 def _legacy_only(held: str) -> Finding:
     return Finding(
         "SRC004",
@@ -243,5 +248,5 @@ def _no_state() -> Finding:
     return Finding(
         "SRC003",
         Severity.WARNING,
-        "ContextFlags say that there is no floating-point state: the thread's registers are not known",
+        "the dump has no floating-point state of this thread: its registers are not known",
     )

@@ -109,6 +109,15 @@ def test_a_context_without_floating_point_has_no_state():
     assert len(thread.image.registers) == 0
 
 
+def test_a_thread_without_a_context_stays_and_has_no_state():
+    context = windows_context(random_image(FXSAVE_LAYOUT, 3, present=3))
+    data = minidump([DumpedThread(1, context), DumpedThread(2, context)])
+    row = inside(data, 3) + 4
+    known, unknown = read(patched(patched(data, row + 48 + 40, 0), row + 48 + 44, 0))
+    assert (known.tid, unknown.tid, len(unknown.image.registers)) == (1, 2, 0)
+    assert [each.id for each in unknown.findings] == ["SRC003"]
+
+
 def test_extended_state_that_was_cut_off_is_unknown_and_not_initial():
     image = random_image(FXSAVE_LAYOUT, 3, present=3)
     (thread,) = read(dump_of(image, config=False, flags=0x10005F))
@@ -136,6 +145,45 @@ def test_the_thread_that_raised_is_shown_at_its_exception():
     threads = read(minidump([DumpedThread(5, context), DumpedThread(6, context, exception)]))
     assert [(thread.tid, thread.image.registers["xmm1"]) for thread in threads] == [(5, 1), (6, 2)]
     assert [each.id for each in threads[1].findings] == ["SRC004", "SRC013"]
+
+
+def test_a_context_may_be_shared_and_may_not_overlap_another():
+    context = windows_context(random_image(FXSAVE_LAYOUT, 3, present=3))
+    data = minidump([DumpedThread(1, context), DumpedThread(2, context)])
+    at = inside(data, 3) + 4
+    first = int.from_bytes(data[at + 44 :][:4], "little")
+    one, two = read(patched(data, at + 48 + 44, first))
+    assert (one.image is two.image, one.tid, two.tid) == (True, 1, 2)
+    with pytest.raises(SourceError, match="begins before another one ends") as caught:
+        read(patched(data, at + 48 + 44, first + 8))
+    assert caught.value.offset == first + 8
+
+
+class Forwards(MemoryStream):
+    """A stream that minds being read backwards within some part of it."""
+
+    def __init__(self, data, part):
+        super().__init__(data, "forwards")
+        self.reached, self.part = 0, part
+
+    def read_at(self, offset, size):
+        if offset in self.part:
+            assert offset >= self.reached
+            self.reached = offset + size
+        return super().read_at(offset, size)
+
+
+def test_contexts_are_read_forwards_in_whatever_order_threads_are_listed():
+    images = [random_image(FXSAVE_LAYOUT, seed, present=3) for seed in range(5)]
+    data = minidump([DumpedThread(seed, windows_context(image)) for seed, image in enumerate(images)])
+    rows = inside(data, 3) + 4
+    listed = [data[at : at + 48] for at in range(rows, rows + 240, 48)]
+    grown = data + data[rows - 4 : rows] + b"".join(listed[number] for number in (3, 1, 4, 0, 2))
+    moved = patched(grown, directory_entry(data, 3) + 8, len(data))
+    first = int.from_bytes(listed[0][44:], "little")
+    threads = minidump_threads(Forwards(moved, range(first, rows - 4)))
+    assert [thread.tid for thread in threads] == [3, 1, 4, 0, 2]
+    assert all(thread.image == images[thread.tid] for thread in threads)
 
 
 def test_many_threads_and_xz(tmp_path):
