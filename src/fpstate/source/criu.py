@@ -33,7 +33,7 @@ from fpstate.errors import SourceError
 from fpstate.image import Image
 from fpstate.image.finding import Finding, Severity
 from fpstate.source.criu_schema import core_entry, decode_error
-from fpstate.source.stream import Stream
+from fpstate.source.stream import Stream, read_exactly
 from fpstate.source.thread import Machine, ThreadState
 
 COMMON_MAGIC: Final = 0x54564319
@@ -83,7 +83,7 @@ def criu_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]
     """
     start, size = _message_place(stream)
     entry = core_entry()()
-    data = _read(stream, start, size, "the message")
+    data = read_exactly(stream, start, size, "the message")
     try:
         entry.ParseFromString(data)
     except decode_error() as error:
@@ -186,16 +186,4 @@ def _findings(registers: Any, image: Image) -> Iterator[Finding]:  # noqa: ANN40
 
 
 def _word(stream: Stream, offset: int, what: str) -> int:
-    return int(_WORD.unpack(_read(stream, offset, _WORD.size, what))[0])
-
-
-def _read(stream: Stream, offset: int, size: int, what: str) -> bytes:
-    data = stream.read_at(offset, size)
-    if len(data) != size:
-        raise SourceError(
-            stream.name,
-            f"{what} should have {size} bytes, {len(data)} are there",
-            offset=offset,
-            help="the file may have been cut short",
-        )
-    return data
+    return int(_WORD.unpack(read_exactly(stream, offset, _WORD.size, what))[0])

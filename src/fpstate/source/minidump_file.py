@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from fpstate.errors import SourceError
-from fpstate.source.stream import Stream
+from fpstate.source.stream import Stream, read_exactly
 
 MAGIC: Final = b"MDMP"
 CONTEXT_LIMIT: Final = 64 << 10
@@ -70,7 +70,7 @@ class Minidump:
         if _THREAD_LIST not in self.streams:
             raise SourceError(self.stream.name, "no ThreadListStream: no thread is in this dump", offset=0)
         place = self.streams[_THREAD_LIST]
-        (count,) = struct.unpack("<I", read(self.stream, place.offset, 4, "the number of threads"))
+        (count,) = struct.unpack("<I", read_exactly(self.stream, place.offset, 4, "the number of threads"))
         # Some writers align the entries to eight bytes.
         start = 8 if place.size == 8 + count * _THREAD.size else 4
         if count > _THREADS_LIMIT or start + count * _THREAD.size > place.size:
@@ -79,7 +79,7 @@ class Minidump:
                 f"{count} threads of {_THREAD.size} bytes in a stream of {place.size}",
                 offset=place.offset,
             )
-        data = read(self.stream, place.offset + start, count * _THREAD.size, "the list of threads")
+        data = read_exactly(self.stream, place.offset + start, count * _THREAD.size, "the list of threads")
         for tid, size, offset in _THREAD.iter_unpack(data):
             yield tid, Location(offset, size)
 
@@ -88,7 +88,7 @@ class Minidump:
         place = self.streams.get(_EXCEPTION)
         if place is None:
             return None
-        data = read(self.stream, place.offset, _EXCEPTION_PLACE.size, "the exception")
+        data = read_exactly(self.stream, place.offset, _EXCEPTION_PLACE.size, "the exception")
         tid, size, offset = _EXCEPTION_PLACE.unpack(data)
         return (tid, Location(offset, size)) if size else None
 
@@ -97,7 +97,9 @@ class Minidump:
         place = self.streams.get(_MISC_INFO)
         if place is None or place.size < _XSTATE_AT + _XSTATE.size:
             return None
-        data = read(self.stream, place.offset + _XSTATE_AT, _XSTATE.size, "the description of the state")
+        data = read_exactly(
+            self.stream, place.offset + _XSTATE_AT, _XSTATE.size, "the description of the state"
+        )
         size, _, enabled, *numbers = _XSTATE.unpack(data)
         if size < _XSTATE.size or not enabled:
             return None
@@ -126,19 +128,19 @@ class Minidump:
                     offset=place.offset,
                 )
             end = max(end, place.offset + place.size)
-            yield place, read(self.stream, place.offset, place.size, "a context")
+            yield place, read_exactly(self.stream, place.offset, place.size, "a context")
 
 
 def read_minidump(stream: Stream) -> Minidump:
     """Read header, directory and machine; raises SourceError for what is no x86 minidump, with the byte."""
-    magic, version, count, directory, *_ = _HEADER.unpack(read(stream, 0, _HEADER.size, "the header"))
+    magic, version, count, directory, *_ = _HEADER.unpack(read_exactly(stream, 0, _HEADER.size, "the header"))
     if magic != MAGIC:
         raise SourceError(stream.name, "is no minidump", offset=0)
     if version & 0xFFFF != _VERSION:
         raise SourceError(stream.name, f"a minidump of version {version & 0xFFFF:#x}", offset=4)
     if count > _STREAMS_LIMIT:
         raise SourceError(stream.name, f"{count} streams", offset=8)
-    data = read(stream, directory, count * _ENTRY.size, "the stream directory")
+    data = read_exactly(stream, directory, count * _ENTRY.size, "the stream directory")
     streams: dict[int, Location] = {}
     for index, (kind, size, offset) in enumerate(_ENTRY.iter_unpack(data)):
         if kind not in _NAMES or kind in streams:
@@ -154,26 +156,13 @@ def read_minidump(stream: Stream) -> Minidump:
     return Minidump(stream, streams, _machine(stream, streams))
 
 
-def read(stream: Stream, offset: int, size: int, what: str) -> bytes:
-    """Return bytes of the file; raises SourceError where it ends before."""
-    data = stream.read_at(offset, size)
-    if len(data) != size:
-        raise SourceError(
-            stream.name,
-            f"{what} should have {size} bytes, {len(data)} are there",
-            offset=offset,
-            help="the file may have been cut short",
-        )
-    return data
-
-
 def _machine(stream: Stream, streams: dict[int, Location]) -> Literal["x86-64", "i386"]:
     if _SYSTEM_INFO not in streams:
         raise SourceError(
             stream.name, "no SystemInfoStream: what machine it is of, nobody can tell", offset=0
         )
     at = streams[_SYSTEM_INFO].offset
-    number = int.from_bytes(read(stream, at, 2, "the system information"), "little")
+    number = int.from_bytes(read_exactly(stream, at, 2, "the system information"), "little")
     if number not in _MACHINES:
         raise SourceError(
             stream.name,

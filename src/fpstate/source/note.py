@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from fpstate.errors import SourceError
-from fpstate.source.stream import Stream
+from fpstate.source.stream import Stream, read_exactly
 from fpstate.source.thread import Machine
 
 MAGIC: Final = b"\x7fELF"
@@ -71,14 +71,14 @@ class ElfCore(NamedTuple):
     def description(self, note: Note) -> bytes:
         """Return a note's bytes; raises SourceError where the file lacks some, and for more than 1 MiB."""
         self.check_size(note)
-        return _read(self.stream, note.offset, note.size, "the description of a note")
+        return read_exactly(self.stream, note.offset, note.size, "the description of a note")
 
     def _note_segments(self) -> Iterator[tuple[int, int]]:
         entry = 32 if self.bits == 32 else 56
         block = 512 * entry
         end = self.segments_offset + self.segment_count * entry
         for start in range(self.segments_offset, end, block):
-            data = _read(self.stream, start, min(block, end - start), "the program headers")
+            data = read_exactly(self.stream, start, min(block, end - start), "the program headers")
             for at in range(0, len(data), entry):
                 if data[at] != _PT_NOTE or data[at + 1 : at + 4] != b"\0\0\0":
                     continue
@@ -92,7 +92,7 @@ class ElfCore(NamedTuple):
 
 def read_core(stream: Stream) -> ElfCore:
     """Read a core's ELF header; raises SourceError for what is no x86 core, with the byte that says so."""
-    ident = _read(stream, 0, _IDENT_SIZE, "the ELF identification")
+    ident = read_exactly(stream, 0, _IDENT_SIZE, "the ELF identification")
     if not ident.startswith(MAGIC):
         raise SourceError(stream.name, "is no ELF file", offset=0)
     if ident[4] not in _CLASSES or ident[5] != _LITTLE_ENDIAN:
@@ -103,7 +103,7 @@ def read_core(stream: Stream) -> ElfCore:
         )
     bits: Literal[32, 64] = 32 if ident[4] == 1 else 64
     layout = _HEADERS[bits]
-    fields = layout.unpack(_read(stream, _IDENT_SIZE, layout.size, "the ELF header"))
+    fields = layout.unpack(read_exactly(stream, _IDENT_SIZE, layout.size, "the ELF header"))
     kind, machine, _, _, segments, sections, _, _, entry, count, _, _, _ = fields
     if kind != _ET_CORE:
         raise SourceError(
@@ -114,7 +114,7 @@ def read_core(stream: Stream) -> ElfCore:
     if count == _PN_XNUM:
         # sh_info of section 0 has the true count (gABI; Linux fill_elf_header_extnum).
         at = sections + (28 if bits == 32 else 44)
-        count = int.from_bytes(_read(stream, at, 4, "section header 0"), "little")
+        count = int.from_bytes(read_exactly(stream, at, 4, "section header 0"), "little")
     if count and entry != (32 if bits == 32 else 56):
         raise SourceError(stream.name, f"program headers of {entry} bytes", offset=42 if bits == 32 else 54)
     if count > _SEGMENTS_LIMIT:
@@ -133,7 +133,9 @@ def _segment_notes(stream: Stream, offset: int, size: int) -> Iterator[Note]:
         )
     cursor, end = offset, offset + size
     while cursor + _NOTE.size <= end:
-        name_size, description_size, kind = _NOTE.unpack(_read(stream, cursor, _NOTE.size, "a note's header"))
+        name_size, description_size, kind = _NOTE.unpack(
+            read_exactly(stream, cursor, _NOTE.size, "a note's header")
+        )
         start = cursor + _NOTE.size + (name_size + 3 & ~3)
         if start + description_size > end:
             raise SourceError(
@@ -142,18 +144,6 @@ def _segment_notes(stream: Stream, offset: int, size: int) -> Iterator[Note]:
                 f" {end - cursor - _NOTE.size} are left in its segment",
                 offset=cursor,
             )
-        name = _read(stream, cursor + _NOTE.size, min(name_size, _NAME_LIMIT), "a note's name")
+        name = read_exactly(stream, cursor + _NOTE.size, min(name_size, _NAME_LIMIT), "a note's name")
         yield Note(name.split(b"\0", 1)[0].decode("latin-1"), kind, start, description_size)
         cursor = start + (description_size + 3 & ~3)
-
-
-def _read(stream: Stream, offset: int, size: int, what: str) -> bytes:
-    data = stream.read_at(offset, size)
-    if len(data) != size:
-        raise SourceError(
-            stream.name,
-            f"{what} should have {size} bytes, {len(data)} are there",
-            offset=offset,
-            help="the file may have been cut short",
-        )
-    return data

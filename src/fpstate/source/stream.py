@@ -145,6 +145,19 @@ class InflatedStream:
         return bool(self._piece)
 
 
+def read_exactly(stream: Stream, offset: int, size: int, what: str) -> bytes:
+    """Return ``size`` bytes at ``offset``; raises SourceError that says ``what`` is cut short where they end before."""
+    data = stream.read_at(offset, size)
+    if len(data) != size:
+        raise SourceError(
+            stream.name,
+            f"{what} should have {size} bytes, {len(data)} are there",
+            offset=offset,
+            help="the file may have been cut short",
+        )
+    return data
+
+
 def open_stream(source: str) -> Stream:
     """Open a path, or standard input for ``-``, inflating xz, gzip, bzip2 and zstd; raises OSError, SourceError.
 
