@@ -87,18 +87,34 @@ def as_written(stored: Image, data: bytes) -> bytes:
     return to_fsave(stored, cs=cs, ds=ds)
 
 
+def pending(image: Image) -> bool:
+    return image.registers.status_word.pending(image.registers.control_word)
+
+
+def without_pointers(data: bytes) -> bytes:
+    """An FSAVE image with zeros for FIP, FCS, FOP, FDP and FDS."""
+    return data[:12] + bytes(16) + data[28:]
+
+
 def test_the_fsave_image_is_that_of_fnsave(store_both) -> None:
     """Byte for byte, full tag word and pointers included.
 
-    FXSAVE on AMD stores the pointers as zeros while no exception is pending; FNSAVE stores them all the same.
+    FXSAVE on AMD stores the pointers as zeros while no exception is pending; FNSAVE stores them all the same. Where
+    the kernel switches tasks between the load and FNSAVE they are lost with it, since it saves as FXSAVE does.
     """
     source = random.Random(0x87)
+    lost = 0
     for _ in range(ROUNDS):
         image = random_state(source)
         fxsave, fsave = store_both(to_fxsave(image))
-        assert as_written(image, fsave) == fsave
+        written = as_written(image, fsave)
+        if written != fsave and not pending(image):
+            lost += 1
+            written, fsave = without_pointers(written), without_pointers(fsave)
+        assert written == fsave
         assert from_fxsave(fxsave) == image
         assert from_fsave(fsave).registers["ftag"] == image.registers["ftag"]
+    assert lost < ROUNDS // 100
 
 
 def test_fnsave_images_are_read_and_written_back_alike(store_both) -> None:
