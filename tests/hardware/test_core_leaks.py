@@ -11,11 +11,11 @@ import pytest
 from fpstate.errors import FpStateError
 
 PAGE_BYTES = resource.getpagesize()
-ROUNDS = 2000
+ROUNDS = 1000
 ALLOWED_BYTES = 1 << 20
-"""An eighth of what 2000 lost mappings of a page take."""
+"""A quarter of what 1000 lost mappings of a page take."""
 ALLOWED_COUNT = ROUNDS // 8
-"""Python's caches grow by some blocks now and then; one that is lost in each round makes 2000."""
+"""Python's caches grow by some blocks now and then; one that is lost in each round makes 1000."""
 
 
 def in_memory() -> int:
@@ -29,9 +29,21 @@ def mappings() -> int:
 
 
 def growth(deed, rounds: int = ROUNDS) -> tuple[int, int, int]:
-    """Return by how much memory, mappings and Python's blocks grow over many rounds."""
+    """Return by how much memory, mappings and Python's blocks grow over many rounds: the least of three tries.
+
+    A leak shows each time; what other threads and Python's caches do in the meantime does not.
+    """
     for _ in range(200):
         deed()
+    tries = [_growth_once(deed, rounds) for _ in range(3)]
+    return (
+        min(memory for memory, _, _ in tries),
+        min(maps for _, maps, _ in tries),
+        min(count for *_, count in tries),
+    )
+
+
+def _growth_once(deed, rounds: int) -> tuple[int, int, int]:
     gc.collect()
     before = in_memory(), mappings(), sys.getallocatedblocks()
     for _ in range(rounds):
