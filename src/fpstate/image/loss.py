@@ -119,19 +119,26 @@ def _hidden(subject: Subject) -> Iterator[Breach]:
 
 
 def mxcsr_is_lost(subject: Subject) -> bool:
-    """Whether a stated MXCSR reaches no register: carried by AVX alone, where only SSE carries it."""
-    if subject.xstate_bv & (_SSE | _AVX) != _AVX or subject.mxcsr == MXCSR_INIT:
+    """Whether an MXCSR reaches no register, as only SSE carries it where the kernel restores its own image.
+
+    XSAVE in the standard format writes MXCSR whatever XSTATE_BV says. A 0 that no component carries is a blank.
+    """
+    if subject.consumer not in UABI or subject.compacted or not subject.target.compacted_restore:
         return False
-    if subject.consumer in UABI:
-        return subject.target.compacted_restore
-    return False
+    if subject.xstate_bv & _SSE or subject.mxcsr == MXCSR_INIT:
+        return False
+    return bool(subject.xstate_bv & _AVX or subject.mxcsr)
 
 
 def _mxcsr_lost(subject: Subject) -> Iterator[Breach]:
     if mxcsr_is_lost(subject):
+        how = (
+            "with AVX but without SSE: it reads back, yet"
+            if subject.xstate_bv & _AVX
+            else "with neither SSE nor AVX:"
+        )
         yield Breach(
-            f"MXCSR {subject.mxcsr:#x} comes with AVX but without SSE: it reads back, yet the register gets"
-            f" {MXCSR_INIT:#x}",
+            f"MXCSR {subject.mxcsr:#x} comes {how} the register gets {MXCSR_INIT:#x}",
             *(MXCSR_AT, subject.mxcsr, MXCSR_INIT, Component.SSE, "mxcsr"),
         )
 

@@ -17,6 +17,7 @@ from fpstate.arch.component import (
 from fpstate.arch.layout import Format, Layout
 from fpstate.errors import ImageError
 from fpstate.image.consumer import Consumer, Target
+from fpstate.image.control import MXCSR_INIT
 from fpstate.image.convert import convert
 from fpstate.image.image import Image
 from fpstate.image.lint import unstated_data
@@ -41,6 +42,7 @@ signal frames, where processor and kernel leave what was there before.
 """
 
 _SSE: Final = mask_of(Component.SSE)
+_AVX: Final = mask_of(Component.AVX)
 _SOFTWARE: Final = slice(SOFTWARE_AT, 512)
 
 
@@ -124,7 +126,7 @@ class Workpiece:
             self._wipe(component)
 
     def registers(self) -> None:
-        """Clear reserved bits of registers, and let SSE carry an MXCSR that AVX alone would lose."""
+        """Clear reserved bits of registers, and let SSE carry an MXCSR that would be lost without it."""
         mxcsr = self._word(MXCSR_AT, 4)
         self._put("XS017", "reserved bits of MXCSR cleared", MXCSR_AT, mxcsr & self.target.mxcsr_mask, size=4)
         for finding in check(self.data, self.consumer, self.target, layout=self.layout):
@@ -133,12 +135,25 @@ class Workpiece:
                     *("XS019", f"{finding.register} made loadable", finding.offset),
                     *(finding.expected, finding.component),
                 )
-        if any(f.id == "XS027" for f in check(self.data, self.consumer, self.target, layout=self.layout)):
-            self._wipe(Component.SSE)
+        if self._loses_mxcsr():
+            place = self.layout.place(Component.SSE)
+            if any(self.data[place.offset : place.end]):
+                self._note("XS102", "left-over bytes of SSE cleared", place.offset, Component.SSE)
+                self._wipe(Component.SSE)
             self._put(
                 *("XS027", "SSE stated, as MXCSR needs it", XSTATE_BV_AT),
                 *(self._word(XSTATE_BV_AT) | _SSE, Component.SSE),
             )
+
+    def _loses_mxcsr(self) -> bool:
+        """Tell whether the consumer, or the way to the layout that it reads, makes MXCSR initial."""
+        findings = check(self.data, self.consumer, self.target, layout=self.layout)
+        if any(finding.id == "XS027" for finding in findings):
+            return True
+        if self.layout.format is Format.COMPACTED or self._wanted_layout() is None:
+            return False
+        carried = self._word(XSTATE_BV_AT) & (_SSE | _AVX)
+        return not carried and self._word(MXCSR_AT, 4) not in (0, MXCSR_INIT)
 
     def format(self) -> None:
         """Convert to the format and the layout that the consumer reads."""

@@ -105,6 +105,45 @@ def test_mxcsr_is_given_an_sse_bit_and_no_stale_xmm():
     assert cured.registers["mxcsr"] == int.from_bytes(case.data[24:28], "little")
 
 
+def without_vectors(made_by: str, mxcsr: int) -> tuple[bytes, Layout]:
+    """What XSAVE writes where x87 alone is in use: MXCSR is there, though no component carries it."""
+    layout = Layout.standard(Cpu.catalog(made_by))
+    data = bytearray(build_image(layout, {"st0": 0x3FFF << 64 | 1 << 63}).to_bytes())
+    data[24:28] = mxcsr.to_bytes(4, "little")
+    return bytes(data), layout
+
+
+@pytest.mark.parametrize("made_by", ["zen3", "zen4"])
+@pytest.mark.parametrize("consumer", Consumer)
+def test_an_mxcsr_that_no_component_carries_is_kept(consumer, made_by):
+    data, layout = without_vectors(made_by, 0x3FA0)
+    target = Target.from_cpu(Cpu.catalog("zen3"))
+    done = sanitise(data, consumer, target, layout=layout)
+    verdict = predict(done.data, consumer, target)
+    assert (verdict.mxcsr, verdict.mxcsr_lost) == (0x3FA0, False)
+    changed = any(data[at] != done.data[at] for at in range(512, 520))
+    assert changed is ("XS027" in {repair.rule for repair in done.repairs})
+
+
+@pytest.mark.parametrize("consumer", [Consumer.PTRACE, Consumer.KVM])
+def test_left_over_xmm_bytes_are_cleared_and_listed_where_mxcsr_needs_sse(consumer):
+    data, layout = without_vectors("zen3", 0x3FA0)
+    stale = bytearray(data)
+    stale[160:416] = b"\xaa" * 256
+    target = Target.from_cpu(Cpu.catalog("zen3"))
+    done = sanitise(stale, consumer, target, leftovers="keep")
+    assert [repair.rule for repair in done.repairs][:2] == ["XS102", "XS027"]
+    cured = Image(done.data[: layout.size], layout)
+    assert (cured.registers["xmm3"], cured.registers["mxcsr"]) == (0, 0x3FA0)
+
+
+@pytest.mark.parametrize("mxcsr", [0, 0x1F80])
+def test_an_mxcsr_that_nobody_wrote_needs_no_sse(mxcsr):
+    data, _ = without_vectors("zen3", mxcsr)
+    target = Target.from_cpu(Cpu.catalog("zen3"))
+    assert "XS027" not in {repair.rule for repair in sanitise(data, Consumer.PTRACE, target).repairs}
+
+
 def test_components_that_the_target_lacks_are_left_out_by_name():
     spr, zen3 = Cpu.catalog("sapphire-rapids"), Target.from_cpu(Cpu.catalog("zen3"))
     image = build_image(Layout.standard(spr), {"zmm0": 1 << 500, "ymm1": 1 << 200, "k1": 7, "pkru": 4})

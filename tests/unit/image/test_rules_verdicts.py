@@ -9,8 +9,8 @@ from fpstate.image.consumer import Consumer, Target
 from fpstate.image.rules import predict
 from fpstate.testing.case import clean_case
 
-AVX, SSE, PKRU, TILES = (
-    mask_of(c) for c in (Component.AVX, Component.SSE, Component.PKRU, Component.TILEDATA)
+X87, AVX, SSE, PKRU, TILES = (
+    mask_of(c) for c in (Component.X87, Component.AVX, Component.SSE, Component.PKRU, Component.TILEDATA)
 )
 MXCSR = 0x3FA1
 
@@ -70,6 +70,24 @@ def test_an_import_without_x87_sse_and_avx_leaves_mxcsr_to_kernels_with_standard
     assert case_of(Consumer.PTRACE, "haswell", present=AVX).verdict().mxcsr == MXCSR
     assert str(case_of(Consumer.PTRACE, "haswell", present=AVX).verdict()) == "loaded"
     assert str(case_of(Consumer.PTRACE, "zen4", present=AVX).verdict()) == "loaded with loss of MXCSR"
+
+
+@pytest.mark.parametrize("present", [0, X87, PKRU])
+@pytest.mark.parametrize("consumer", [Consumer.PTRACE, Consumer.KVM])
+def test_an_mxcsr_without_sse_and_avx_is_found_where_it_is_lost(consumer, present):
+    case = case_of(consumer, "zen3", present=present)
+    (finding,) = (each for each in case.findings() if each.id == "XS027")
+    assert "neither SSE nor AVX" in finding.message
+    assert (finding.offset, finding.found, finding.expected) == (24, MXCSR, 0x1F80)
+    assert case.verdict().mxcsr_lost
+    assert case.verdict().mxcsr == case.verdict().reported_mxcsr == 0x1F80
+    for unharmed in (
+        case_of(consumer, "zen3", present=present, mxcsr=0),
+        case_of(consumer, "zen3", present=present, mxcsr=0x1F80),
+        case_of(Consumer.XRSTOR, "zen3", present=present),
+    ):
+        assert "XS027" not in {each.id for each in unharmed.findings()}
+        assert not unharmed.verdict().mxcsr_lost
 
 
 def test_tiledata_needs_permission_everywhere():
