@@ -12,6 +12,8 @@ from typing import Any, Final, get_args
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import COMPACTED_BIT, USER_DYNAMIC, component_name, mask_names
+from fpstate.command.finding_report import finding_data, hexadecimal
+from fpstate.command.quantity import bitmap
 from fpstate.command.state_file import write_private
 from fpstate.errors import ImageError, SourceError
 from fpstate.image.consumer import Consumer, Target
@@ -70,7 +72,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--mask",
         metavar="MASK",
-        type=_mask,
+        type=bitmap,
         help="what XRSTOR is asked for (EDX:EAX); everything if not given",
     )
     parser.add_argument(
@@ -128,13 +130,6 @@ def examine(
 
 def _processor(name: str | None) -> Cpu:
     return Cpu.host() if name in (None, "host") else Cpu.catalog(str(name))
-
-
-def _mask(text: str) -> int:
-    value = int(text, 0)
-    if not 0 <= value < 1 << 64:
-        raise ValueError(text)
-    return value
 
 
 def _images(args: argparse.Namespace) -> Iterator[tuple[str, bytes, Layout | None]]:
@@ -272,20 +267,17 @@ def _answer(verdict: Verdict, findings: list[Finding]) -> dict[str, Any]:
         },
         "mxcsr": None if verdict.mxcsr is None else hex(verdict.mxcsr),
         "mxcsr_lost": verdict.mxcsr_lost,
-        "findings": [_finding(finding) for finding in findings],
-    }
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    fields = asdict(finding)
-    return fields | {
-        "severity": finding.severity.value,
-        "component": None if finding.component is None else component_name(finding.component),
+        "findings": [finding_data(finding) for finding in findings],
     }
 
 
 def _repairs(repairs: tuple[Repair, ...]) -> list[dict[str, Any]]:
     return [
-        asdict(repair) | {"component": None if repair.component is None else component_name(repair.component)}
+        asdict(repair)
+        | {
+            "before": hexadecimal(repair.before),
+            "after": hexadecimal(repair.after),
+            "component": None if repair.component is None else component_name(repair.component),
+        }
         for repair in repairs
     ]

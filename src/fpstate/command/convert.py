@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import component_name
+from fpstate.command.quantity import bitmap
 from fpstate.command.state_file import processor, read_state, write_private
 from fpstate.errors import ConversionLoss, LayoutError
 from fpstate.image import Image
@@ -47,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--to-mask",
         metavar="MASK",
-        type=_mask,
+        type=bitmap,
         help="the components to lay out; all of the processor's if not given",
     )
     parser.add_argument(
@@ -166,10 +167,3 @@ def _target(format: str, cpu: Cpu | None, mask: int | None, image: Image) -> Lay
         return Layout.standard(cpu, mask)
     supervisor = image.layout.mask & cpu.supervisor_mask
     return Layout.compacted(cpu, cpu.user_mask | supervisor if mask is None else mask)
-
-
-def _mask(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no bitmap such as 0x2e7") from None

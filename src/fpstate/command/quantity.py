@@ -1,4 +1,4 @@
-"""Quantities on the command line: times and sizes with units, and how they are written."""
+"""Quantities on the command line: times and sizes with units, bitmaps, and how they are written."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def bitmap(text: str) -> int:
+    """Read a bitmap of 64 bits such as ``0x2e7``. Raises ArgumentTypeError."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no bitmap such as 0x2e7")
+    return value
 
 
 def duration(ns: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from fpstate.arch.component import component_name
+from fpstate.command.finding_report import finding_data
 from fpstate.errors import FpStateError, NumberError
 from fpstate.image.canonical import pointers_count
 from fpstate.image.finding import Finding, Severity
@@ -73,22 +73,6 @@ def undecodable(error: FpStateError) -> Finding:
     """Say that an image contradicts itself, as a finding of the thread it belongs to."""
     offset = getattr(error, "offset", None)
     return Finding("SRC005", Severity.ERROR, f"cannot be decoded: {error}", offset=offset, help=error.help)
-
-
-def finding_data(finding: Finding) -> dict[str, Any]:
-    """Return a finding as JSON-ready data; values are hexadecimal strings."""
-    return {
-        "id": finding.id,
-        "severity": finding.severity.value,
-        "message": finding.message,
-        "component": None if finding.component is None else component_name(finding.component),
-        "register": finding.register,
-        "offset": finding.offset,
-        "found": None if finding.found is None else hex(finding.found),
-        "expected": None if finding.expected is None else hex(finding.expected),
-        "source": finding.source,
-        "help": finding.help,
-    }
 
 
 def exact(value: int, size: int) -> str:

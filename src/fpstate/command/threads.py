@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fpstate.arch import Cpu
 from fpstate.arch.component import mask_text
+from fpstate.command.finding_report import finding_data
 from fpstate.command.quantity import duration, nanoseconds
 from fpstate.image import ControlWord, Mxcsr
 from fpstate.source.census import Odd, odd_ones, x87_depth
@@ -100,7 +101,7 @@ def _describe_thread(thread: ThreadState, odd: Sequence[Odd]) -> dict[str, Any]:
             }
             for each in odd
         ],
-        "findings": [{"id": each.id, "message": each.message} for each in thread.findings],
+        "findings": [finding_data(finding) for finding in thread.findings],
     }
 
 

@@ -86,8 +86,22 @@ def test_json_has_ids_values_and_masks(capsys, file):
     assert (answer["verdict"], answer["answer"], answer["loaded"]) == ("rejected", "EINVAL", [])
     (finding,) = answer["findings"]
     assert (finding["id"], finding["severity"], finding["offset"]) == ("XS017", "error", 24)
-    assert finding["found"] ^ finding["expected"] == 1 << 16
+    assert int(finding["found"], 16) ^ int(finding["expected"], 16) == 1 << 16
     assert (finding["component"], finding["register"]) == ("SSE", "mxcsr")
+
+
+def test_values_of_findings_and_repairs_are_hexadecimal_in_json(capsys, file, tmp_path):
+    case = clean_case(Consumer.PTRACE, "zen3")
+    case.put(24, 0x13F80, 4)
+    case.put(512, 1)
+    arguments = (file(case.data), "--for", "ptrace", "--cpu", "zen3", "--leftovers", "keep")
+    _, data = report(capsys, *arguments, "--fix", str(tmp_path / "fixed.bin"))
+    findings = {each["id"]: each for each in data["images"][0]["verdicts"][0]["findings"]}
+    assert (findings["XS027"]["found"], findings["XS027"]["expected"]) == ("0x13f80", "0x1f80")
+    repairs = {each["rule"]: each for each in data["fix"]["repairs"]}
+    assert (repairs["XS017"]["before"], repairs["XS017"]["after"]) == ("0x13f80", "0x3f80")
+    assert (repairs["XS027"]["before"], repairs["XS027"]["after"]) == ("0x1", "0x3")
+    assert (repairs["XS102"]["before"], repairs["XS102"]["component"]) == (None, "SSE")
 
 
 def test_warnings_count_with_strict_only(capsys, file):
@@ -176,6 +190,7 @@ def test_a_wrong_format_and_wrong_names_are_usage_errors(capsys, file, tmp_path)
         with pytest.raises(SystemExit) as exit:
             main(["check", source, *arguments])
         assert exit.value.code == 2
+    assert "'many' is no bitmap such as 0x2e7" in capsys.readouterr().err
 
 
 def test_what_cannot_be_fixed_writes_nothing(capsys, file, tmp_path):

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from fpstate.command.quantity import QUANTUM_MINIMUM, count, duration, nanoseconds, quantum, size
+from fpstate.command.quantity import QUANTUM_MINIMUM, bitmap, count, duration, nanoseconds, quantum, size
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,14 @@ def test_a_quantum_shorter_than_a_tick_takes_is_refused():
 )
 def test_a_duration_is_written_with_the_unit_that_fits(ns, expected):
     assert duration(ns) == expected
+
+
+def test_bitmaps_have_64_bits() -> None:
+    assert (bitmap("0x2e7"), bitmap("0b11"), bitmap("7"), bitmap("0")) == (0x2E7, 3, 7, 0)
+    assert bitmap(hex((1 << 64) - 1)) == (1 << 64) - 1
+
+
+@pytest.mark.parametrize("text", ["zz", "", "-1", "0x1" + "0" * 16])
+def test_other_texts_are_no_bitmaps(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no bitmap such as 0x2e7"):
+        bitmap(text)
