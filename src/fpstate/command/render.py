@@ -11,12 +11,12 @@ from fpstate.command.register_report import Wanted
 
 _GROUP: Final = 16
 _LAYOUT_SOURCES: Final = {
-    "note": "layout stated by the source",
-    "given": "layout as given",
-    "host": "layout of this processor",
-    "inferred": "layout INFERRED from XCR0 and size",
-    "format": "layout fixed by the format",
+    "note": "stated by the source",
+    "given": "as the command line says",
+    "host": "this processor's",
+    "format": "fixed by the format",
 }
+_HOST_MASK: Final = "SRC010"
 
 
 def render(report: dict[str, Any], wanted: Wanted) -> None:
@@ -30,8 +30,17 @@ def headline(thread: dict[str, Any]) -> str:
     tid = "?" if thread["tid"] is None else thread["tid"]
     name = f" {thread['name']}" if thread["name"] else ""
     source = thread["layout_source"]
-    layout = f"layout_source {source}: {_LAYOUT_SOURCES.get(source, source)}"
+    learnt = _inferred(thread) if source == "inferred" else _LAYOUT_SOURCES.get(source)
+    layout = f"layout_source {source}" + (f": {learnt}" if learnt else "")
     return f"thread {tid}{name}  {thread['machine']}, {thread['size']} bytes, {layout}"
+
+
+def _inferred(thread: dict[str, Any]) -> str:
+    if thread["xcr0"] is not None:
+        return "INFERRED from XCR0 and size"
+    if any(finding["id"] == _HOST_MASK and finding["found"] != "0x0" for finding in thread["findings"]):
+        return "INFERRED from the host's mask"
+    return "INFERRED from size and header, as no XCR0 is stated"
 
 
 def facts(thread: dict[str, Any]) -> str:

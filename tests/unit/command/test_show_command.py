@@ -257,3 +257,24 @@ def test_x87_numbers_are_stated_to_the_last_digit_whatever_their_size(bits, digi
 def test_neighbours_differ_in_their_digits():
     for bits in (PI, ONE, 0x7FFE << 64 | (1 << 64) - 2, 1 << 63 | 1 << 64):
         assert decimal(Float80(bits)) != decimal(Float80(bits + 1))
+
+
+def test_the_headline_says_what_the_layout_was_inferred_from(tmp_path, capsys):
+    layout = Layout.standard(Cpu.catalog("zen4"))
+    data = bytearray(build_image(layout, {"k1": 1}).to_bytes())
+    path = tmp_path / "raw"
+    path.write_bytes(data)
+    assert "inferred: INFERRED from size and header, as no XCR0 is stated" in show(capsys, str(path))[1]
+    assert "given: as the command line says" in show(capsys, str(path), "--cpu", "zen4")[1]
+    data[464:472] = layout.mask.to_bytes(8, "little")
+    path.write_bytes(data)
+    assert "inferred: INFERRED from XCR0 and size" in show(capsys, str(path))[1]
+
+
+def test_the_mask_in_a_buffer_of_kvm_is_not_taken_for_xcr0(tmp_path, capsys):
+    layout = Layout.standard(Cpu.catalog("haswell"))
+    data = bytearray(build_image(layout, {"ymm1": 1 << 200}).to_bytes().ljust(4096, b"\0"))
+    data[464:472] = layout.mask.to_bytes(8, "little")
+    path = tmp_path / "raw"
+    path.write_bytes(data)
+    assert "inferred: INFERRED from the host's mask" in show(capsys, str(path))[1]
