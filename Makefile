@@ -45,7 +45,7 @@ fuzz: $(VENV)/installed
 sanitize: $(SANITIZED)/installed
 	./tools/sanitized.sh $(SANITIZED)/bin/python -m pytest tests/hardware -p no:cacheprovider
 
-# The engine and its tests on an emulated processor with AVX-512; several minutes, see tests/emulated/README.md.
+# The engine and its tests on an emulated processor with AVX-512; ten to fifteen minutes, see tests/emulated/README.md.
 test-bochs: $(VENV)/bin/python
 	./tests/emulated/run.sh $(BIN)/python
 
