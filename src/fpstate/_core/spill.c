@@ -7,6 +7,12 @@
 
 enum { X87_AT = 32, X87_END = 160, XMM_AT = 160, XMM_END = 416 };
 
+/* Not memcpy: the C library's uses vector registers, and this runs in the host's loop, which must not. */
+static void copy(char *to, const char *from, size_t size)
+{
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
+}
+
 static bool zero(const char *bytes, size_t size)
 {
     uint64_t any = 0, word;
@@ -52,11 +58,11 @@ static uint64_t without_initial(const char *image, uint64_t in_use, uint64_t can
 
 static void copy_standard(char *buffer, const char *image, uint64_t in_use)
 {
-    memcpy(buffer, image, LEGACY_AND_HEADER);
+    copy(buffer, image, LEGACY_AND_HEADER);
     for (uint32_t i = 2; i < 63; i++) {
         uint32_t offset = processor()->component[i].offset;
         if (in_use >> i & 1)
-            memcpy(buffer + offset, image + offset, processor()->component[i].size);
+            copy(buffer + offset, image + offset, processor()->component[i].size);
     }
 }
 
