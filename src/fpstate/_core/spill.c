@@ -70,6 +70,8 @@ void spill_settle(struct vcpu *vcpu, struct carrier *carrier)
 {
     bool compact = carrier->flags & CARRIER_COMPACT;
     char *image = carrier->spill;
+    /* The image's own word, not XGETBV's before it: what XSAVEC took for initial it did not write. */
+    memcpy(&vcpu->in_use, image + HEADER_AT, sizeof vcpu->in_use);
     if (!compact && mxcsr_in(image) != MXCSR_INITIAL)
         vcpu->in_use |= 2; /* XSAVE counts XMM alone in XSTATE_BV[1]; XGETBV(1) counts MXCSR too */
     vcpu->in_use = without_initial(image, vcpu->in_use, ~vcpu->save_mask, compact);
