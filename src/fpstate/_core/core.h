@@ -105,9 +105,7 @@ uint32_t vcpu_enter(struct vcpu *vcpu, struct carrier *carrier);
 extern const char trampoline_start[], trampoline_end[];
 extern const char enter_xrstor[], enter_end[], vcpu_exit[], vcpu_save[], vcpu_refused[];
 
-/* xstate.S: save and restore as functions */
-void xstate_save(void *area, uint64_t mask);         /* XSAVE64 */
-void xstate_save_compact(void *area, uint64_t mask); /* XSAVEC64 */
+/* xstate.S: restore, and restore and save at once, as functions */
 int xstate_restore(const void *area, uint64_t mask); /* XRSTOR64; -1 where it raised #GP */
 int xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact);
 extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[];

@@ -1,31 +1,15 @@
-# Save and restore as functions, each restore under the fault guard: the signal handler knows the labels
+# Restore, and restore and save at once, as functions, each under the fault guard: the signal handler knows the labels
 # guarded_* and continues at guarded_failed with the register file initialised.
 
     .text
-    .globl xstate_save, xstate_save_compact, xstate_restore, xstate_exchange
+    .globl xstate_restore, xstate_exchange
     .globl guarded_xrstor, guarded_exchange, guarded_failed, bench_pairs
     .globl fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
     .globl mxcsr_read, fcw_read, control_words_write
-    .hidden xstate_save, xstate_save_compact, xstate_restore, xstate_exchange
+    .hidden xstate_restore, xstate_exchange
     .hidden guarded_xrstor, guarded_exchange, guarded_failed, bench_pairs
     .hidden fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
     .hidden mxcsr_read, fcw_read, control_words_write
-
-# void xstate_save(void *area, uint64_t mask)
-xstate_save:
-    mov     %esi, %eax
-    mov     %rsi, %rdx
-    shr     $32, %rdx
-    xsave64 (%rdi)
-    ret
-
-# void xstate_save_compact(void *area, uint64_t mask)
-xstate_save_compact:
-    mov     %esi, %eax
-    mov     %rsi, %rdx
-    shr     $32, %rdx
-    xsavec64 (%rdi)
-    ret
 
 # int xstate_restore(const void *area, uint64_t mask): 0, or -1 where XRSTOR raised #GP
 xstate_restore:
