@@ -12,10 +12,12 @@ import pytest
 from live_processes import compile_target, running
 
 import fpstate.gdb
+from fpstate.arch import Component, Cpu
 from fpstate.command.main import main
 from fpstate.source.process import process_threads
 
 Gdb = Callable[..., str]
+INTEL_OPMASK = 1088
 EXTENSION = Path(fpstate.gdb.__file__).with_name("extension.py")
 
 
@@ -74,6 +76,13 @@ def shown(text: str) -> dict[str, int]:
     }
 
 
+def gdb_takes_other_offsets(text: str) -> bool:
+    """Whether this gdb reads AVX-512 state elsewhere than this processor keeps it (before 14: Intel's offsets)."""
+    opmask = Cpu.host().geometry.get(Component.OPMASK)
+    version = re.search(r"gdb (\d+)\.", text)
+    return version is not None and int(version[1]) < 14 and opmask is not None and opmask.offset != INTEL_OPMASK
+
+
 def test_the_verb_prints_a_file_that_exists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gdb"]) == 0
     assert Path(capsys.readouterr().out.strip()).is_file()
@@ -87,7 +96,7 @@ def test_a_live_process_shows_what_ptrace_reads(gdb: Gdb, target: Path) -> None:
         assert f"thread {tid} 'fill 1', from the kernel, by ptrace" in text
         assert shown(text) == {**images[tid].registers.in_use(), "fctrl": 0x77F}
         assert "3 threads, 2 odd" in text
-        assert "otherwise" not in text
+        assert ("otherwise" in text) is gdb_takes_other_offsets(text)
 
 
 def test_lanes_and_named_registers(gdb: Gdb, target: Path) -> None:

@@ -8,6 +8,7 @@
  * and "result HEX". */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
+#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -40,16 +41,22 @@ static volatile long yields;
 static volatile int left_operation = -1, left_signal;
 static uint64_t exit_slot[1];
 
+/* XSTATE_BV 0: everything becomes initial. XRSTOR may read as far as the largest component reaches. */
+__attribute__((used, aligned(64))) static const struct { uint32_t before[6], mxcsr, behind[4089]; }
+    initial_state __asm__("initial_state") = {.mxcsr = 0x1f80};
+
 __asm__(".globl exit_routine\n"
         "exit_routine: out %eax, $0xF5\n"
         "  ret\n"
-        ".globl enter\n" /* enter(entry, block, rsp, has_avx): never returns */
+        ".globl enter\n" /* enter(entry, block, rsp, has_xsave): never returns */
         "enter: mov %rdx, %rsp\n"
         "  push $0\n"
         "  fninit\n"
         "  test %ecx, %ecx\n"
         "  jz 1f\n"
-        "  vzeroall\n"
+        "  mov $~0x200, %eax\n" /* all but PKRU, whose initial value is not the system's */
+        "  mov $-1, %edx\n"
+        "  xrstor64 initial_state(%rip)\n"
         "1: pushq $0x1f80\n"
         "  ldmxcsr (%rsp)\n"
         "  add $8, %rsp\n"
@@ -64,7 +71,7 @@ __asm__(".globl exit_routine\n"
         "  popfq\n"
         "  ret\n");
 extern char exit_routine[];
-__attribute__((noreturn)) void enter(void *entry, void *block, void *rsp, int has_avx);
+__attribute__((noreturn)) void enter(void *entry, void *block, void *rsp, int has_xsave);
 
 static void change_state(ucontext_t *context)
 {
@@ -116,6 +123,12 @@ static void *check(void *pointer, const char *what)
         exit(2);
     }
     return pointer;
+}
+
+static int has_xsave(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_OSXSAVE);
 }
 
 static void load(const char *path, unsigned char *memory)
@@ -188,7 +201,7 @@ int main(int argc, char **argv)
         struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
         if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 || timer_settime(timer, 0, &when, NULL) != 0)
             return 2;
-        enter(memory + entry, block, top, __builtin_cpu_supports("avx"));
+        enter(memory + entry, block, top, has_xsave());
     }
     /* the guest's flags, control words and registers came along */
     __asm__ volatile("pushq $0x202\n popfq\n fninit\n cld" ::: "cc", "memory");
