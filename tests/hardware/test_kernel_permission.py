@@ -4,12 +4,13 @@ import pytest
 
 from fpstate.arch import Cpu
 from fpstate.errors import PermissionRequestError
+from fpstate.vso.config import FpuConfig
 from fpstate.vso.kernel_permission import (
     read_kernel_permission,
     request_from_kernel,
     shadow_stack_active,
 )
-from fpstate.vso.permission import FpuConfig, Permissions
+from fpstate.vso.permission import Permissions
 
 
 def refusal(request, argument) -> str | None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fpstate.arch import COMPONENTS, Cpu, Layout
 from fpstate.arch.component import LEGACY_PLACES, component_name, components_in, mask_text
 from fpstate.errors import FpStateError
+from fpstate.vso.config import FpuConfig, StateConfig
 from fpstate.vso.kernel_permission import KernelPermission, read_kernel_permission
-from fpstate.vso.permission import FpuConfig, StateConfig, minsigstksz
+from fpstate.vso.signal_frame import minsigstksz
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

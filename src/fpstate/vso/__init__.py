@@ -1,8 +1,9 @@
 """Many contexts: VSOs, the memory they lie in, what they may use, and who runs when."""
 
 from fpstate.vso.audit import AuditReport, Canaries, Leak
+from fpstate.vso.config import FpuConfig
 from fpstate.vso.manager import Manager, Statistics
-from fpstate.vso.permission import FpuConfig, Kind, Permissions
+from fpstate.vso.permission import Kind, Permissions
 from fpstate.vso.pool import Buffer, Pool
 from fpstate.vso.scheduler import Engine, RunQueue, RunReport, Scheduler
 from fpstate.vso.vcpu import Exit, ExitKind, Vcpu

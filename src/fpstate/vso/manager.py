@@ -13,7 +13,8 @@ from fpstate.errors import PermissionDenied, VsoError
 from fpstate.image import Image
 from fpstate.image.convert import convert
 from fpstate.image.move import moves
-from fpstate.vso.permission import FpuConfig, Kind, Permissions, check_host_features
+from fpstate.vso.config import FpuConfig
+from fpstate.vso.permission import Kind, Permissions, check_host_features
 from fpstate.vso.placement import Copy, copier, start_image
 from fpstate.vso.pool import Buffer, Pool
 from fpstate.vso.vso import Vso, room_for

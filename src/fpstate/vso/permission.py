@@ -1,8 +1,7 @@
-"""Which components contexts may use, host and guest apart, and the sizes that follow.
+"""Which components contexts may use, host and guest apart, and asking for more.
 
-The derivation is that of Linux: ``fpu__init_system_xstate``, ``init_xstate_size`` and ``fpu_xstate_prctl`` in
-``arch/x86/kernel/fpu/xstate.c``, ``get_sigframe_size`` in ``arch/x86/kernel/signal.c``, and
-``Documentation/arch/x86/xstate.rst``. Supervisor components for guests alone are as in Linux 6.17.
+The rules are those of ``fpu_xstate_prctl`` in Linux ``arch/x86/kernel/fpu/xstate.c`` and of
+``Documentation/arch/x86/xstate.rst``.
 """
 
 from __future__ import annotations
@@ -10,28 +9,18 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 from fpstate.arch.component import (
-    COMPONENTS,
     GUEST_SUPERVISOR,
-    INDEPENDENT,
-    LEGACY,
-    MPX,
-    SUPERVISOR_SUPPORTED,
     USER_DYNAMIC,
     USER_SUPPORTED,
-    Component,
     component_name,
     components_in,
     mask_of,
     mask_text,
 )
-from fpstate.arch.cpu import Cpu
-from fpstate.arch.layout import Layout
 from fpstate.errors import (
-    CpuidError,
     GuestOnlyComponent,
     GuestOnlyComponentWarning,
     PermissionDenied,
@@ -40,34 +29,23 @@ from fpstate.errors import (
     UnknownComponent,
     UnsupportedComponent,
 )
+from fpstate.vso.config import FpuConfig
+from fpstate.vso.signal_frame import minsigstksz
+
+__all__ = [
+    "GUEST_LOCKED",
+    "REQUEST_LIMIT",
+    "FpuConfig",
+    "Kind",
+    "Permissions",
+    "check_host_features",
+    "minsigstksz",
+]
 
 GUEST_LOCKED: Final = 1 << 63
 """In a guest permission: frozen by the first guest (``FPU_GUEST_PERM_LOCKED``)."""
 REQUEST_LIMIT: Final = 20
 """Component numbers from here on are unknown to ``arch_prctl`` (``XFEATURE_MAX``, Linux 6.16)."""
-
-_RT_SIGFRAME = 440
-_SIGFRAME_IA32 = 736
-_FREGS_STATE = 112
-_MAGIC2 = 4
-_XSAVE_PADDING = 63
-_FRAME_PADDING = 15
-_FRAME_ALIGNMENT = 16
-
-
-def sigframe_size(user_size: int, ia32: bool = True) -> int:
-    """Return the most bytes that a signal frame takes with ``user_size`` bytes of standard-format state.
-
-    ``ia32``: the kernel also runs 32-bit programs, whose frame is the larger one.
-    Source: ``init_sigframe_size`` and ``fpu__get_fpstate_size``; not yet rounded to 16.
-    """
-    frame, legacy = (_SIGFRAME_IA32, _FREGS_STATE) if ia32 else (_RT_SIGFRAME, 0)
-    return frame + _FRAME_PADDING + user_size + _MAGIC2 + legacy + _XSAVE_PADDING
-
-
-def minsigstksz(user_max_size: int, ia32: bool = True) -> int:
-    """Return AT_MINSIGSTKSZ in bytes for the largest standard-format state, dynamic components included."""
-    return -(-sigframe_size(user_max_size, ia32) // _FRAME_ALIGNMENT) * _FRAME_ALIGNMENT
 
 
 def check_host_features(mask: int) -> None:
@@ -87,104 +65,6 @@ def check_host_features(mask: int) -> None:
         except GuestOnlyComponentWarning as warning:
             raise refusal from warning
         raise refusal
-
-
-@dataclass(frozen=True, slots=True)
-class StateConfig:
-    """A set of components and the bytes of an image that holds them all."""
-
-    features: int
-    size: int
-
-
-@dataclass(frozen=True)
-class FpuConfig:
-    """What Linux derives at boot from one processor.
-
-    Kernel sizes are of in-kernel images: compacted where XSAVEC or XSAVES exists, else standard; they include
-    supervisor components. User sizes are of standard-format images, as in signal frames, ptrace and KVM.
-    ``init_xfd`` is what IA32_XFD starts with; ``independent_features`` live in buffers of their own.
-    """
-
-    cpu: Cpu
-    compacted: bool
-    kernel_max: StateConfig
-    kernel_default: StateConfig
-    user_max: StateConfig
-    user_default: StateConfig
-    guest_default: StateConfig
-    legacy_features: int
-    independent_features: int
-    init_xfd: int
-
-    @classmethod
-    def from_cpu(cls, cpu: Cpu, *, guest_supervisor: bool = True) -> Self:
-        """Derive the configuration; without ``guest_supervisor`` as Linux up to 6.16 did, which has no CET_S.
-
-        Where the processor's ``enabled_xcr0`` is known, user components that it leaves off are left out.
-        Raises CpuidError where Linux would turn XSAVE off: APX and MPX both enumerated, or no x87 and SSE.
-        """
-        apx = mask_of(Component.APX)
-        if cpu.xcr0 & MPX and cpu.xcr0 & apx:
-            raise CpuidError(f"{cpu.name} enumerates both APX and MPX, which lie at the same place")
-        if cpu.has("XSAVE") and cpu.user_mask & LEGACY != LEGACY:
-            raise CpuidError(
-                f"{cpu.name} lacks {mask_text(LEGACY & ~cpu.user_mask)}, without which XSAVE is off"
-            )
-        supervisor = SUPERVISOR_SUPPORTED if guest_supervisor else SUPERVISOR_SUPPORTED & ~GUEST_SUPERVISOR
-        enabled = USER_SUPPORTED if cpu.enabled_xcr0 is None else USER_SUPPORTED & cpu.enabled_xcr0
-        features = cpu.user_mask & enabled | cpu.supervisor_mask & supervisor
-        if not cpu.has("XFD"):
-            features &= ~USER_DYNAMIC
-        legacy = mask_of(*(number for number in components_in(LEGACY) if cpu.has(COMPONENTS[number].feature)))
-        features |= legacy
-        user = features & USER_SUPPORTED
-        compacted = cpu.has("XSAVEC") or cpu.has("XSAVES")
-
-        def kernel_config(mask: int) -> StateConfig:
-            return StateConfig(mask, _kernel_layout(cpu, compacted, mask).size)
-
-        def user_config(mask: int) -> StateConfig:
-            return StateConfig(mask, Layout.standard(cpu, mask).size)
-
-        return cls(
-            cpu=cpu,
-            compacted=compacted,
-            kernel_max=kernel_config(features),
-            kernel_default=kernel_config(features & ~(USER_DYNAMIC | GUEST_SUPERVISOR)),
-            user_max=user_config(user),
-            user_default=user_config(user & ~USER_DYNAMIC),
-            guest_default=kernel_config(features & ~USER_DYNAMIC),
-            legacy_features=legacy,
-            independent_features=cpu.supervisor_mask & INDEPENDENT,
-            init_xfd=user & USER_DYNAMIC,
-        )
-
-    @property
-    def xcr0(self) -> int:
-        """What the kernel writes to XCR0: dynamic components too, which XFD then holds back."""
-        return self.user_max.features
-
-    @property
-    def xss(self) -> int:
-        """What the kernel writes to IA32_XSS."""
-        return self.kernel_max.features & SUPERVISOR_SUPPORTED | self.independent_features
-
-    def kernel_layout(self, mask: int) -> Layout:
-        """Return the layout of an in-kernel image of ``mask``; raises LayoutError for what it cannot hold."""
-        return _kernel_layout(self.cpu, self.compacted, mask)
-
-    def kernel_size(self, mask: int) -> int:
-        """Return the bytes of an in-kernel image of ``mask``."""
-        return self.kernel_layout(mask).size
-
-    def user_size(self, mask: int) -> int:
-        """Return the bytes of a standard-format image of the user components in ``mask``."""
-        return Layout.standard(self.cpu, mask & USER_SUPPORTED).size
-
-
-def _kernel_layout(cpu: Cpu, compacted: bool, mask: int) -> Layout:
-    return Layout.compacted(cpu, mask) if compacted else Layout.standard(cpu, mask)
 
 
 class Kind(enum.Enum):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from fpstate.arch.component import LEGACY, USER_SUPPORTED
 from fpstate.errors import VsoError
 from fpstate.image import Image
-from fpstate.vso.permission import FpuConfig, Kind
+from fpstate.vso.config import FpuConfig
+from fpstate.vso.permission import Kind
 
 if TYPE_CHECKING:
     from fpstate.arch.layout import Layout

@@ -11,7 +11,7 @@ from fpstate.arch import Cpu
 from fpstate.command import cpu as verb
 from fpstate.errors import UnknownCpu, UnsupportedHere
 from fpstate.vso.kernel_permission import KernelPermission, read_kernel_permission
-from fpstate.vso.permission import minsigstksz
+from fpstate.vso.signal_frame import minsigstksz
 
 NAMED = [sys.executable, "-c"]
 SCRIPT = """

@@ -16,16 +16,9 @@ from fpstate.errors import (
     UnknownComponent,
     UnsupportedComponent,
 )
-from fpstate.vso.permission import (
-    GUEST_LOCKED,
-    FpuConfig,
-    Kind,
-    Permissions,
-    StateConfig,
-    check_host_features,
-    minsigstksz,
-    sigframe_size,
-)
+from fpstate.vso.config import FpuConfig, StateConfig
+from fpstate.vso.permission import GUEST_LOCKED, Kind, Permissions, check_host_features
+from fpstate.vso.signal_frame import minsigstksz, sigframe_size
 
 TILEDATA = mask_of(Component.TILEDATA)
 CET_S = mask_of(Component.CET_S)
