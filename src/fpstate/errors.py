@@ -6,6 +6,8 @@ the command line answers with. Exit codes: 1 findings, 2 usage or I/O, 3 unsuppo
 
 from __future__ import annotations
 
+import errno as _errno
+import os
 from typing import Any, ClassVar
 
 
@@ -101,6 +103,36 @@ class ConversionLoss(FpStateError):
         self.losses = losses
 
 
+class IncompleteState(FpStateError):
+    """A guest state that lacks what its image refers to, or contradicts itself; ``findings`` says in what."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, findings: tuple[Any, ...], *, help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.findings = findings
+
+
+class LoadRefused(FpStateError):
+    """A state was not loaded, and the vCPU not touched; ``prediction`` says what the kernel would have done."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, prediction: Any, *, help: str | None = None) -> None:  # noqa: ANN401
+        super().__init__(message, help=help)
+        self.prediction = prediction
+
+
+class LoadMismatch(FpStateError):
+    """The kernel took a state, and what it gives back differs; ``report`` says in which registers."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, report: Any, *, help: str | None = None) -> None:  # noqa: ANN401
+        super().__init__(message, help=help)
+        self.report = report
+
+
 class RegisterError(FpStateError):
     """A register that does not exist here, or a value that does not fit it."""
 
@@ -182,6 +214,16 @@ class VsoError(FpStateError):
 
 class PoolExhausted(FpStateError):
     """No memory for another buffer; nothing was lost, the VSO keeps what it had."""
+
+
+class KvmError(FpStateError):
+    """An ioctl of KVM failed: ``ioctl`` names it, ``errno`` is the kernel's answer."""
+
+    def __init__(self, ioctl: str, errno: int, *, help: str | None = None) -> None:
+        name = _errno.errorcode.get(errno, str(errno))
+        super().__init__(f"{ioctl} failed: {os.strerror(errno)} ({name})", help=help)
+        self.ioctl = ioctl
+        self.errno = errno
 
 
 class ProgramError(FpStateError):

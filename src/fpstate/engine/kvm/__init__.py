@@ -1,0 +1,1 @@
+"""Guests on real KVM vCPUs, by ``fcntl.ioctl`` and ``mmap`` alone."""

@@ -1,0 +1,248 @@
+"""A virtual machine and its vCPUs as KVM has them: file descriptors, and one method for each ioctl."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+
+from fpstate.engine.kvm.abi import (
+    DEBUGREGS_SIZE,
+    EVENTS_SIZE,
+    EXIT_INTR,
+    FPU_SIZE,
+    MEMORY_REGION,
+    MSR_ENTRY,
+    MSRS_HEADER,
+    REGS_SIZE,
+    RUN_EXIT_REASON,
+    RUN_IMMEDIATE_EXIT,
+    SREGS_SIZE,
+    XCR_ENTRY,
+    XCRS_HEADER,
+    XCRS_SIZE,
+    XSAVE_SIZE,
+)
+from fpstate.engine.kvm.device import Device, ioctl
+from fpstate.errors import KvmError
+
+
+class Machine:
+    """A virtual machine: memory slots and vCPUs. Closing it closes its vCPUs; close it before its device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.vcpus: list[KvmVcpu] = []
+        self.file = -1
+        self.file = ioctl(device.file, "KVM_CREATE_VM")
+        os.set_inheritable(self.file, False)
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def map(self, slot: int, guest_address: int, address: int, size: int, flags: int = 0) -> None:
+        """Let guest-physical memory be memory of this process, which must outlive the machine; size 0 unmaps it."""
+        region = MEMORY_REGION.pack(slot, flags, guest_address, size, address)
+        ioctl(self.file, "KVM_SET_USER_MEMORY_REGION", bytearray(region))
+
+    def vcpu(self, *, cpuid: bytearray | None = None) -> KvmVcpu:
+        """Add a vCPU that sees ``cpuid`` (struct kvm_cpuid2), or without any all that KVM supports."""
+        vcpu = KvmVcpu(self, len(self.vcpus))
+        self.vcpus.append(vcpu)
+        vcpu.set_cpuid(self.device.supported_cpuid() if cpuid is None else cpuid)
+        return vcpu
+
+    def close(self) -> None:
+        """Close all files and mappings; may be called again."""
+        for vcpu in self.vcpus:
+            vcpu.close()
+        if self.file >= 0:
+            file, self.file = self.file, -1
+            os.close(file)
+
+
+class KvmVcpu:
+    """One vCPU; made by ``Machine.vcpu``. Buffers are ``bytearray`` and of the ioctl's exact size.
+
+    All methods raise KvmError with ioctl and errno. ``xsave_size`` is what KVM_CAP_XSAVE2 told when it was made.
+    """
+
+    def __init__(self, machine: Machine, number: int) -> None:
+        device = machine.device
+        self.machine = machine
+        self.file = -1
+        self.state: mmap.mmap | None = None
+        self.has_xsave2 = device.capability("KVM_CAP_XSAVE2") > 0
+        self.xsave_size = device.xsave_size
+        self.file = ioctl(machine.file, "KVM_CREATE_VCPU", number)
+        try:
+            os.set_inheritable(self.file, False)
+            self.state = mmap.mmap(self.file, ioctl(device.file, "KVM_GET_VCPU_MMAP_SIZE"))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close file and mapping; may be called again."""
+        state, self.state = self.state, None
+        if state:
+            state.close()
+        if self.file >= 0:
+            file, self.file = self.file, -1
+            os.close(file)
+
+    def run(self) -> int:
+        """Enter the guest; returns KVM_EXIT_*, and EXIT_INTR where a signal or immediate_exit kept it out."""
+        try:
+            ioctl(self.file, "KVM_RUN")
+        except KvmError as error:
+            if error.errno != errno.EINTR:
+                raise
+            return EXIT_INTR  # where immediate_exit is set the kernel leaves exit_reason as it was
+        return self.exit_reason
+
+    @property
+    def shared(self) -> mmap.mmap:
+        """struct kvm_run and what lies behind it."""
+        assert self.state is not None, "this vCPU was closed"
+        return self.state
+
+    @property
+    def exit_reason(self) -> int:
+        """KVM_EXIT_* of the last run."""
+        return int.from_bytes(self.shared[RUN_EXIT_REASON : RUN_EXIT_REASON + 4], "little")
+
+    @property
+    def immediate_exit(self) -> bool:
+        """Whether KVM_RUN finishes what is pending and returns without entering the guest."""
+        return bool(self.shared[RUN_IMMEDIATE_EXIT])
+
+    @immediate_exit.setter
+    def immediate_exit(self, value: bool) -> None:
+        self.shared[RUN_IMMEDIATE_EXIT] = int(value)
+
+    def set_cpuid(self, cpuid: bytearray) -> None:
+        """KVM_SET_CPUID2 with a struct kvm_cpuid2."""
+        ioctl(self.file, "KVM_SET_CPUID2", cpuid)
+
+    def xsave(self, buffer: bytearray | None = None) -> bytearray:
+        """KVM_GET_XSAVE2, or KVM_GET_XSAVE where there is no other: the standard-format image.
+
+        ``buffer`` has ``xsave_size`` bytes and is overwritten; KVM may write fewer (api.rst 4.134).
+        """
+        data = bytearray(self.xsave_size) if buffer is None else buffer
+        self._check_size(data, self.xsave_size)
+        ioctl(self.file, "KVM_GET_XSAVE2" if self.has_xsave2 else "KVM_GET_XSAVE", data)
+        return data
+
+    def set_xsave(self, data: bytearray) -> None:
+        """KVM_SET_XSAVE. ``data`` has at least ``xsave_size`` bytes: KVM reads as many as the vCPU's state has."""
+        if len(data) < max(self.xsave_size, XSAVE_SIZE):
+            self._check_size(data, self.xsave_size)
+        ioctl(self.file, "KVM_SET_XSAVE", data)
+
+    def xcr0(self) -> int:
+        """KVM_GET_XCRS: XCR0."""
+        data = bytearray(XCRS_SIZE)
+        ioctl(self.file, "KVM_GET_XCRS", data)
+        count, _ = XCRS_HEADER.unpack_from(data)
+        for index in range(count):
+            number, _, value = XCR_ENTRY.unpack_from(data, XCRS_HEADER.size + index * XCR_ENTRY.size)
+            if number == 0:
+                return int(value)
+        return 0
+
+    def set_xcr0(self, value: int) -> None:
+        """KVM_SET_XCRS with XCR0."""
+        data = bytearray(XCRS_SIZE)
+        XCRS_HEADER.pack_into(data, 0, 1, 0)
+        XCR_ENTRY.pack_into(data, XCRS_HEADER.size, 0, 0, value)
+        ioctl(self.file, "KVM_SET_XCRS", data)
+
+    def msrs(self, numbers: Iterable[int]) -> dict[int, int]:
+        """KVM_GET_MSRS: the values up to the first MSR that KVM does not have."""
+        wanted = list(numbers)
+        data = _msr_table(dict.fromkeys(wanted, 0))
+        found = ioctl(self.file, "KVM_GET_MSRS", data)
+        entries = MSR_ENTRY.iter_unpack(data[MSRS_HEADER.size :])
+        return {number: value for (number, _, value), _ in zip(entries, range(found), strict=False)}
+
+    def set_msrs(self, values: Mapping[int, int]) -> int:
+        """KVM_SET_MSRS; returns how many were set: KVM stops at the first that it refuses."""
+        return ioctl(self.file, "KVM_SET_MSRS", _msr_table(values))
+
+    def regs(self) -> bytearray:
+        """KVM_GET_REGS: struct kvm_regs, see abi.REGS."""
+        return self._get("KVM_GET_REGS", REGS_SIZE)
+
+    def set_regs(self, data: bytearray) -> None:
+        """KVM_SET_REGS."""
+        self._set("KVM_SET_REGS", data, REGS_SIZE)
+
+    def sregs(self) -> bytearray:
+        """KVM_GET_SREGS: struct kvm_sregs."""
+        return self._get("KVM_GET_SREGS", SREGS_SIZE)
+
+    def set_sregs(self, data: bytearray) -> None:
+        """KVM_SET_SREGS."""
+        self._set("KVM_SET_SREGS", data, SREGS_SIZE)
+
+    def fpu(self) -> bytearray:
+        """KVM_GET_FPU: struct kvm_fpu, whose mxcsr the kernel leaves 0."""
+        return self._get("KVM_GET_FPU", FPU_SIZE)
+
+    def set_fpu(self, data: bytearray) -> None:
+        """KVM_SET_FPU: takes no MXCSR and does not set XSTATE_BV, so that what was initial stays so."""
+        self._set("KVM_SET_FPU", data, FPU_SIZE)
+
+    def events(self) -> bytearray:
+        """KVM_GET_VCPU_EVENTS: struct kvm_vcpu_events."""
+        return self._get("KVM_GET_VCPU_EVENTS", EVENTS_SIZE)
+
+    def set_events(self, data: bytearray) -> None:
+        """KVM_SET_VCPU_EVENTS."""
+        self._set("KVM_SET_VCPU_EVENTS", data, EVENTS_SIZE)
+
+    def debugregs(self) -> bytearray:
+        """KVM_GET_DEBUGREGS: struct kvm_debugregs (DR0 to DR3, DR6, DR7)."""
+        return self._get("KVM_GET_DEBUGREGS", DEBUGREGS_SIZE)
+
+    def set_debugregs(self, data: bytearray) -> None:
+        """KVM_SET_DEBUGREGS."""
+        self._set("KVM_SET_DEBUGREGS", data, DEBUGREGS_SIZE)
+
+    def set_signal_mask(self, blocked: Iterable[int]) -> None:
+        """KVM_SET_SIGNAL_MASK: which signals are blocked while KVM_RUN runs, in place of the thread's own mask."""
+        mask = sum(1 << (number - 1) for number in blocked)
+        ioctl(
+            self.file,
+            "KVM_SET_SIGNAL_MASK",
+            bytearray((8).to_bytes(4, "little") + mask.to_bytes(8, "little")),
+        )
+
+    def _get(self, name: str, size: int) -> bytearray:
+        data = bytearray(size)
+        ioctl(self.file, name, data)
+        return data
+
+    def _set(self, name: str, data: bytearray, size: int) -> None:
+        self._check_size(data, size)
+        ioctl(self.file, name, data)
+
+    def _check_size(self, data: bytearray, size: int) -> None:
+        if len(data) != size:
+            raise ValueError(f"{len(data)} bytes given, {size} needed")
+
+
+def _msr_table(values: Mapping[int, int]) -> bytearray:
+    table = bytearray(MSRS_HEADER.pack(len(values), 0))
+    for number, value in values.items():
+        table += MSR_ENTRY.pack(number, 0, value)
+    return table
