@@ -149,6 +149,25 @@ class RestoreFault(FpStateError):
     """XRSTOR raised #GP: the processor refused the image; the register file was reset to initial state."""
 
 
+class ProcessorFault(FpStateError):
+    """A modelled processor raised an exception: ``vector`` is its number, ``mnemonic`` its name (``#GP``).
+
+    ``rule`` is the id in docs/rules.md of what was broken, empty where that is no matter of an image; ``source``
+    is where the manual says so.
+    """
+
+    exit_code = 1
+
+    def __init__(self, vector: int, mnemonic: str, reason: str, *, rule: str = "", source: str = "") -> None:
+        where = f" ({rule})" if rule else ""
+        super().__init__(f"{mnemonic}{where}: {reason}", help=f"see {source}" if source else None)
+        self.vector = vector
+        self.mnemonic = mnemonic
+        self.reason = reason
+        self.rule = rule
+        self.source = source
+
+
 class PermissionRequestError(FpStateError):
     """A request for a component failed as ``arch_prctl`` would fail; ``errno_name`` is the kernel's answer."""
 

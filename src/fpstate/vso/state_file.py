@@ -1,0 +1,262 @@
+"""Whole guest states in files: one format, versioned, with a checksum; docs/guest-state.md has it byte by byte.
+
+Numbers are little-endian. A file that is cut short, damaged, foreign or of a later version yields nothing: the
+reader looks at length and SHA-256 before it believes anything else, and refuses sections that it must know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from fpstate.arch.cpu import Cpu
+from fpstate.arch.layout import Format, Layout, Place
+from fpstate.arch.record import leaves_of
+from fpstate.errors import FpStateError, SourceError
+from fpstate.image.image import Image
+from fpstate.vso.checkpoint import GENERAL, Checkpoint, GeneralRegisters, Piece, SavedState
+from fpstate.vso.durable import replace_file
+from fpstate.vso.guest_state import GuestState, PkruPolicy
+
+MAGIC: Final = b"\x93FPVSO\r\n"
+"""First bytes: no text, and damaged by whoever changes line ends."""
+VERSION: Final = 1
+SUFFIX: Final = ".fpvso"
+LONGEST: Final = 1 << 28
+"""Larger files are refused unread."""
+
+_HEADER: Final = struct.Struct("<8sIIQQ")
+_SECTION: Final = struct.Struct("<4sIQ")
+_CPU: Final = struct.Struct("<IIQII")
+_LEAF: Final = struct.Struct("<6I")
+_CONTROL: Final = struct.Struct("<4QII")
+_IMAGE: Final = struct.Struct("<IIQ")
+_PLACE: Final = struct.Struct("<4I")
+_REGISTERS: Final = struct.Struct(f"<{len(GENERAL) + 4}Q")
+_PROGRAM: Final = struct.Struct("<7QII")
+_ADDRESS: Final = struct.Struct("<Q")
+_DIGEST: Final = hashlib.sha256().digest_size
+_REQUIRED: Final = 1
+_UNIT: Final = 8
+_FORMATS: Final = (Format.STANDARD, Format.COMPACTED)
+_POLICIES: Final = (PkruPolicy.INITIAL, PkruPolicy.KEEP, PkruPolicy.OS_DEFAULT)
+_TAGS: Final = (b"CPU ", b"CTRL", b"IMAG", b"REGS", b"PROG", b"MEMR")
+
+
+def encode(saved: SavedState) -> bytes:
+    """Return the bytes of a file. Nothing is checked: ``GuestState.check`` does that."""
+    state, checkpoint = saved.state, saved.checkpoint
+    sections = [(b"CPU ", _cpu(state.cpu)), (b"CTRL", _control(state)), (b"IMAG", _image(state.image))]
+    if checkpoint is not None:
+        sections += [(b"REGS", _registers(checkpoint.registers)), (b"PROG", _program(checkpoint))]
+        sections += [(b"MEMR", _ADDRESS.pack(piece.address) + piece.data) for piece in checkpoint.memory]
+    body = b"".join(
+        _SECTION.pack(tag, _REQUIRED, len(payload)) + payload + bytes(-len(payload) % _UNIT)
+        for tag, payload in sections
+    )
+    size = _HEADER.size + len(body) + _DIGEST
+    content = _HEADER.pack(MAGIC, VERSION, len(sections), size, 0) + body
+    return content + hashlib.sha256(content).digest()
+
+
+def decode(data: bytes, source: str = "<bytes>") -> SavedState:
+    """Return what a file holds; raises SourceError, with the byte and the reason, for everything but a whole one."""
+    _check_whole(data, source)
+    found: dict[bytes, list[tuple[int, bytes]]] = {}
+    for tag, offset, payload in _sections(data, source):
+        found.setdefault(tag, []).append((offset, payload))
+    wanted = _TAGS[:3] if not found.keys() & set(_TAGS[3:]) else _TAGS[:5]
+    for tag in (*wanted, *(tag for tag in _TAGS[:5] if tag in found)):
+        if len(found.get(tag, ())) != 1:
+            raise SourceError(source, f"{len(found.get(tag, ()))} sections {_text(tag)}, there must be one")
+    try:
+        state = _read_state(*(found[tag][0][1] for tag in _TAGS[:3]))
+        checkpoint = None
+        if len(wanted) > 3:
+            pieces = tuple(_read_piece(payload) for _, payload in found.get(b"MEMR", ()))
+            checkpoint = _read_checkpoint(found[b"REGS"][0][1], found[b"PROG"][0][1], pieces)
+    except (struct.error, ValueError, IndexError, KeyError, FpStateError) as error:
+        raise SourceError(
+            source, f"its sections contradict themselves: {error}", help="whoever wrote it has a fault"
+        ) from error
+    return SavedState(state, checkpoint)
+
+
+def write_state(path: str | os.PathLike[str], saved: SavedState) -> None:
+    """Write one file, whole or not at all, readable by its owner alone. Raises OSError."""
+    replace_file(path, encode(saved))
+
+
+def read_state(path: str | os.PathLike[str]) -> SavedState:
+    """Read one file; raises OSError, and SourceError as ``decode`` does."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LONGEST:
+            raise SourceError(str(path), f"{size} bytes; states have at most {LONGEST}")
+        return decode(file.read(LONGEST + 1), str(path))
+
+
+def state_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the states in a folder by name; hidden files are not among them."""
+    return sorted(path for path in Path(folder).glob(f"*{SUFFIX}") if not path.name.startswith("."))
+
+
+def _check_whole(data: bytes, source: str) -> None:
+    """Raise SourceError unless magic, version, length and checksum are right, in this order."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
+        raise SourceError(
+            source,
+            f"no guest state: it begins with {data[: len(MAGIC)].hex() or 'nothing'}, not {MAGIC.hex()}",
+            offset=0,
+            help="fpstate show and fpstate check read cores and raw images",
+        )
+    if len(data) < _HEADER.size + _DIGEST:
+        raise SourceError(
+            source,
+            f"cut short: {len(data)} bytes, the header and the checksum alone have {_HEADER.size + _DIGEST}",
+            offset=len(data),
+        )
+    _, version, _, size, _ = _HEADER.unpack_from(data)
+    if version != VERSION:
+        raise SourceError(
+            source,
+            f"version {version}, and this fpstate reads version {VERSION}",
+            offset=len(MAGIC),
+            help="read it with the fpstate that wrote it, or a later one",
+        )
+    if size != len(data):
+        what = "cut short" if len(data) < size else "longer than it says"
+        raise SourceError(source, f"{what}: {len(data)} bytes, the header says {size}", offset=16)
+    stated, computed = data[-_DIGEST:], hashlib.sha256(data[:-_DIGEST]).digest()
+    if stated != computed:
+        raise SourceError(
+            source,
+            f"damaged: the SHA-256 of its bytes is {computed.hex()[:16]}..., the file says {stated.hex()[:16]}...",
+            offset=len(data) - _DIGEST,
+            help="copy it again; nothing of it can be trusted",
+        )
+
+
+def _sections(data: bytes, source: str) -> Iterator[tuple[bytes, int, bytes]]:
+    """Yield tag, offset and payload of each known section; raises SourceError for the others that are required."""
+    count, end = _HEADER.unpack_from(data)[2], len(data) - _DIGEST
+    at = _HEADER.size
+    for _ in range(count):
+        if at + _SECTION.size > end:
+            raise SourceError(source, "a section begins behind the last byte", offset=at)
+        tag, flags, size = _SECTION.unpack_from(data, at)
+        start = at + _SECTION.size
+        if size > end - start:
+            raise SourceError(
+                source, f"section {_text(tag)} has {size} bytes, {end - start} are left", offset=at
+            )
+        if tag in _TAGS:
+            yield tag, start, data[start : start + size]
+        elif flags & _REQUIRED:
+            raise SourceError(source, f"section {_text(tag)} is not known, and must be", offset=at)
+        at = start + size + -size % _UNIT
+    if at != end:
+        raise SourceError(source, f"{end - at} bytes belong to no section", offset=at)
+
+
+def _text(tag: bytes) -> str:
+    return repr(tag.decode("latin-1"))
+
+
+def _cpu(cpu: Cpu) -> bytes:
+    leaves, name = leaves_of(cpu), cpu.name.encode()
+    known = cpu.enabled_xcr0 is not None
+    header = _CPU.pack(cpu.mxcsr_mask, known, cpu.enabled_xcr0 or 0, len(leaves), len(name))
+    return header + b"".join(_LEAF.pack(*key, *values) for key, values in leaves.items()) + name
+
+
+def _read_cpu(payload: bytes) -> Cpu:
+    mxcsr_mask, known, enabled, count, length = _CPU.unpack_from(payload)
+    end = _CPU.size + count * _LEAF.size
+    _expect_size("CPU ", payload, end + length)
+    rows = [_LEAF.unpack_from(payload, at) for at in range(_CPU.size, end, _LEAF.size)]
+    leaves = {(row[0], row[1]): (row[2], row[3], row[4], row[5]) for row in rows}
+    return Cpu.from_cpuid(
+        leaves,
+        name=payload[end:].decode(),
+        enabled_xcr0=enabled if known else None,
+        mxcsr_mask=mxcsr_mask,
+        provenance="recorded in a guest state",
+    )
+
+
+def _control(state: GuestState) -> bytes:
+    policy = _POLICIES.index(state.pkru)
+    return _CONTROL.pack(state.xcr0, state.xss, state.xfd, state.xfd_err, policy, 0)
+
+
+def _image(image: Image) -> bytes:
+    layout = image.layout
+    header = _IMAGE.pack(_FORMATS.index(layout.format), len(layout.places), layout.size)
+    places = (_PLACE.pack(place.component, place.offset, place.size, 0) for place in layout.places)
+    return header + b"".join(places) + image.to_bytes()
+
+
+def _read_image(payload: bytes) -> Image:
+    format, count, size = _IMAGE.unpack_from(payload)
+    end = _IMAGE.size + count * _PLACE.size
+    _expect_size("IMAG", payload, end + size)
+    rows = [_PLACE.unpack_from(payload, at) for at in range(_IMAGE.size, end, _PLACE.size)]
+    places = [Place(*row[:3]) for row in rows]
+    return Image(payload[end:], Layout.from_places(_FORMATS[format], places, size=size), "recorded")
+
+
+def _read_state(cpu: bytes, control: bytes, image: bytes) -> GuestState:
+    _expect_size("CTRL", control, _CONTROL.size)
+    xcr0, xss, xfd, xfd_err, policy, _ = _CONTROL.unpack(control)
+    return GuestState(_read_image(image), xcr0, _read_cpu(cpu), xss, xfd, xfd_err, _POLICIES[policy])
+
+
+def _registers(registers: GeneralRegisters) -> bytes:
+    rest = (registers.rip, registers.rflags, registers.fs_base, registers.gs_base)
+    return _REGISTERS.pack(*registers.general, *rest)
+
+
+def _program(checkpoint: Checkpoint) -> bytes:
+    name = checkpoint.program.encode()
+    places = (checkpoint.memory_start, checkpoint.memory_size, checkpoint.base, checkpoint.block)
+    numbers = (checkpoint.seed % (1 << 64), checkpoint.argument % (1 << 64), checkpoint.features)
+    return _PROGRAM.pack(*numbers, *places, len(name), 0) + name
+
+
+def _read_checkpoint(registers: bytes, program: bytes, memory: tuple[Piece, ...]) -> Checkpoint:
+    _expect_size("REGS", registers, _REGISTERS.size)
+    seed, argument, features, start, size, base, block, length, _ = _PROGRAM.unpack_from(program)
+    _expect_size("PROG", program, _PROGRAM.size + length)
+    values = _REGISTERS.unpack(registers)
+    general, (rip, rflags, fs_base, gs_base) = values[: len(GENERAL)], values[len(GENERAL) :]
+    for piece in memory:
+        if not start <= piece.address <= piece.address + len(piece.data) <= start + size:
+            raise ValueError(f"memory at {piece.address:#x} lies outside {start:#x} to {start + size:#x}")
+    if size > LONGEST:
+        raise ValueError(f"{size} bytes of memory, and files have at most {LONGEST}")
+    return Checkpoint(
+        program=program[_PROGRAM.size :].decode(),
+        seed=seed,
+        argument=argument,
+        features=features,
+        memory_start=start,
+        memory_size=size,
+        base=base,
+        block=block,
+        registers=GeneralRegisters(general, rip, rflags, fs_base, gs_base),
+        memory=memory,
+    )
+
+
+def _read_piece(payload: bytes) -> Piece:
+    return Piece(_ADDRESS.unpack_from(payload)[0], payload[_ADDRESS.size :])
+
+
+def _expect_size(tag: str, payload: bytes, size: int) -> None:
+    if len(payload) != size:
+        raise ValueError(f"section {tag!r} has {len(payload)} bytes instead of {size}")
