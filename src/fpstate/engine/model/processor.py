@@ -1,0 +1,211 @@
+"""A processor in software: its registers, its control registers, and the instructions that save and restore."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from fpstate.arch.component import mask_of
+from fpstate.arch.cpu import Cpu
+from fpstate.engine.model import control, instruction, name, restore, save
+from fpstate.engine.model.area import Area
+from fpstate.engine.model.behaviour import Behaviour
+from fpstate.engine.model.machine import ALL, Machine
+from fpstate.engine.model.register_file import RegisterFile
+from fpstate.errors import ImageError
+from fpstate.image import Image
+from fpstate.vso.permission import FpuConfig
+
+
+class Processor(Machine):
+    """A software FPU for any ``Cpu``: what it does not have cannot be used here either.
+
+    Saves write to, and restores read from, a bytearray or memoryview that starts at the area's first byte.
+    ``address`` is the linear address that the area is taken to have: it decides about alignment and about the
+    modified optimisation; without one the area is aligned and never recognised. ``requested`` is EDX:EAX.
+    ``wide`` is REX.W, the forms with ``64`` in their names.
+
+    Raises ProcessorFault with the vector and the reason, as the instruction raises an exception; the
+    registers then are what they were. What the model takes from which manual: docs/model.md.
+    """
+
+    def __init__(self, cpu: Cpu, behaviour: Behaviour | None = None) -> None:
+        super().__init__(cpu, behaviour)
+
+    @classmethod
+    def under_linux(cls, cpu: Cpu, behaviour: Behaviour | None = None) -> Self:
+        """Return a processor as Linux sets it up: XCR0, IA32_XSS and IA32_XFD, at CPL 3."""
+        config = FpuConfig.from_cpu(cpu)
+        processor = cls(cpu, behaviour)
+        processor.xcr0, processor.xss, processor.xfd = config.xcr0, config.xss, config.init_xfd
+        processor.cpl = 3
+        return processor
+
+    # Saving
+
+    def fxsave(self, area: Area, *, address: int | None = None, wide: bool = True) -> None:
+        """FXSAVE: x87, MXCSR and SSE into 512 bytes."""
+        self._available()
+        save.fxsave(self, area, address, wide)
+
+    def xsave(
+        self, area: Area, requested: int = ALL, *, address: int | None = None, wide: bool = True
+    ) -> None:
+        """XSAVE: standard format; other bits of XSTATE_BV, XCOMP_BV and bytes 528 to 575 stay."""
+        self.need("XSAVE")
+        save.xsave(self, area, requested & self.xcr0, address, wide)
+
+    def xsaveopt(
+        self, area: Area, requested: int = ALL, *, address: int | None = None, wide: bool = True
+    ) -> None:
+        """XSAVEOPT: as XSAVE, without what is initial and what was not modified since it was restored from here."""
+        self.need("XSAVEOPT")
+        save.xsaveopt(self, area, requested & self.xcr0, address, wide)
+
+    def xsavec(
+        self, area: Area, requested: int = ALL, *, address: int | None = None, wide: bool = True
+    ) -> None:
+        """XSAVEC: compacted format, without what is initial; bytes 528 to 575 stay."""
+        self.need("XSAVEC")
+        save.xsavec(self, area, requested & self.xcr0, address, wide)
+
+    def xsaves(
+        self, area: Area, requested: int = ALL, *, address: int | None = None, wide: bool = True
+    ) -> None:
+        """XSAVES: as XSAVEC, supervisor components too, and as XSAVEOPT; CPL 0."""
+        self.need("XSAVES")
+        save.xsaves(self, area, requested & (self.xcr0 | self.xss), address, wide)
+
+    # Restoring
+
+    def fxrstor(self, area: Area | bytes, *, address: int | None = None, wide: bool = True) -> None:
+        """FXRSTOR: x87, MXCSR and SSE from 512 bytes."""
+        self._available()
+        restore.fxrstor(self, area, address, wide)
+
+    def xrstor(
+        self, area: Area | bytes, requested: int = ALL, *, address: int | None = None, wide: bool = True
+    ) -> None:
+        """XRSTOR: either format; what is requested and absent becomes initial."""
+        self.need("XSAVE")
+        restore.xrstor(self, area, requested & self.xcr0, address, wide)
+
+    def xrstors(
+        self, area: Area | bytes, requested: int = ALL, *, address: int | None = None, wide: bool = True
+    ) -> None:
+        """XRSTORS: compacted format, supervisor components too; CPL 0."""
+        self.need("XSAVES")
+        restore.xrstors(self, area, requested & (self.xcr0 | self.xss), address, wide)
+
+    # Control registers
+
+    def xgetbv(self, index: int) -> int:
+        """XGETBV: XCR0 for 0, what is in use of it for 1."""
+        return control.xgetbv(self, index)
+
+    def xsetbv(self, index: int, value: int) -> None:
+        """XSETBV: writes XCR0; CPL 0."""
+        control.xsetbv(self, index, value)
+
+    def rdmsr(self, msr: int) -> int:
+        """RDMSR of IA32_XSS (DA0H), IA32_XFD (1C4H) or IA32_XFD_ERR (1C5H); CPL 0."""
+        return control.rdmsr(self, msr)
+
+    def wrmsr(self, msr: int, value: int) -> None:
+        """WRMSR of the same; CPL 0."""
+        control.wrmsr(self, msr, value)
+
+    # Registers
+
+    def read(self, register: str) -> int:
+        """Return a register by its name in ``fpstate.image``, whatever the mode; raises RegisterError."""
+        return name.read(self.file, self.cpu, register)
+
+    def write(self, register: str, value: int) -> None:
+        """Write a register as an instruction that needs its components: may raise #UD or #NM.
+
+        ``st0`` to ``st7``, ``mm0`` to ``mm7`` and ``ftag`` change the tags as ``fpstate.Registers`` does.
+        """
+        self.use(name.components_of(register))
+        name.write(self.file, self.cpu, register, value)
+
+    def image(self, mask: int | None = None) -> Image:
+        """Return the registers of these components (default: XCR0 and IA32_XSS) as an image, whatever the mode.
+
+        All of them are present, SSE always is; the processor and its tracking stay as they are.
+        """
+        return name.image_of(self.file, self.cpu, self.xcr0 | self.xss if mask is None else mask)
+
+    def assume_in_use(self, mask: int) -> None:
+        """Take this for XINUSE, in which a processor is free but for one thing: what is not initial is in use.
+
+        Raises ImageError where ``mask`` lacks such a component.
+        """
+        if missing := self.file.not_initial() & ~mask:
+            raise ImageError(
+                f"XINUSE {mask:#x} lacks components that are not initial: {missing:#x}",
+                found=mask,
+                expected=mask | missing,
+            )
+        self.file.in_use = mask
+
+    def snapshot(self) -> RegisterFile:
+        """Return a copy of the registers, to be put back by assigning it to ``file``."""
+        return self.file.copy()
+
+    # Instructions on registers
+
+    def fninit(self) -> None:
+        """FNINIT."""
+        instruction.fninit(self)
+
+    def fnclex(self) -> None:
+        """FNCLEX."""
+        instruction.fnclex(self)
+
+    def fldcw(self, control_word: int) -> None:
+        """FLDCW; #MF while an unmasked exception is pending."""
+        instruction.fldcw(self, control_word)
+
+    def emms(self) -> None:
+        """EMMS; #MF likewise."""
+        instruction.emms(self)
+
+    def ldmxcsr(self, mxcsr: int) -> None:
+        """LDMXCSR; #GP for reserved bits."""
+        instruction.ldmxcsr(self, mxcsr)
+
+    def move_mmx(self, index: int, data: bytes) -> None:
+        """MOVQ of 8 bytes to MM(index); #MF while an unmasked exception is pending."""
+        instruction.move_mmx(self, index, data)
+
+    def move_xmm(self, index: int, data: bytes) -> None:
+        """MOVUPS of 16 bytes: the upper bits stay."""
+        instruction.move_xmm(self, index, data)
+
+    def move_vector(self, index: int, data: bytes) -> None:
+        """VMOVUPS of 16, 32 or 64 bytes: the upper bits become zeros."""
+        instruction.move_vector(self, index, data)
+
+    def kmov(self, index: int, data: bytes) -> None:
+        """KMOVQ of 8 bytes."""
+        instruction.kmov(self, index, data)
+
+    def vzeroupper(self) -> None:
+        """VZEROUPPER."""
+        instruction.vzeroupper(self)
+
+    def vzeroall(self) -> None:
+        """VZEROALL."""
+        instruction.vzeroall(self)
+
+    def ldtilecfg(self, data: bytes) -> None:
+        """LDTILECFG with 64 bytes; #GP for what is no configuration."""
+        instruction.ldtilecfg(self, data)
+
+    def tilerelease(self) -> None:
+        """TILERELEASE."""
+        instruction.tilerelease(self)
+
+    def _available(self) -> None:
+        """FXSAVE and FXRSTOR need no OSXSAVE; #NM for CR0.TS."""
+        self.use(mask_of(0, 1))

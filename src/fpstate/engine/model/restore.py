@@ -1,0 +1,173 @@
+"""The instructions that restore: FXRSTOR, XRSTOR and XRSTORS. Whatever they refuse leaves the registers as they were.
+
+Sources: SDM Vol. 1, 10.5.2, 13.8 and 13.12, and the instructions' pages in Vol. 2. The rules are those of
+docs/rules.md; a processor may have loaded a part before it faults, which the model does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from fpstate.arch.component import COMPACTED_BIT, LEGACY_SIZE, MIN_SIZE, Component, mask_of, mask_text
+from fpstate.engine.model.area import (
+    FXSAVE_ALIGNMENT,
+    HEADER,
+    MXCSR,
+    RESERVED,
+    SSE_END,
+    SSE_START,
+    WORD,
+    XSAVE_ALIGNMENT,
+    XSTATE_BV,
+    Area,
+    check_alignment,
+    check_length,
+)
+from fpstate.engine.model.behaviour import Pointers
+from fpstate.engine.model.contents import LOADED, X87_SIZE, pending, with_pointers_of
+from fpstate.engine.model.fault import PROTECTION, fault, refusal
+from fpstate.engine.model.machine import Machine, Span
+from fpstate.engine.model.register_file import RestoreInfo
+from fpstate.engine.model.supervisor import check_supervisor
+from fpstate.image.control import MXCSR_INIT
+
+_X87: Final = 1
+_SSE: Final = 2
+_MXCSR_CARRIERS: Final = mask_of(Component.SSE, Component.AVX)
+
+
+def fxrstor(machine: Machine, area: Area | bytes, address: int | None, wide: bool) -> None:
+    """Load x87, MXCSR and SSE from 512 bytes; ``wide`` is REX.W."""
+    check_alignment(machine, address, FXSAVE_ALIGNMENT)
+    check_length(area, LEGACY_SIZE, "XS001")
+    mxcsr = _checked_mxcsr(machine, area)
+    _load_x87(machine, area, wide)
+    machine.file.put(Component.SSE, bytes(area[SSE_START:SSE_END]))
+    machine.file.mxcsr = mxcsr
+
+
+def xrstor(machine: Machine, area: Area | bytes, rfbm: int, address: int | None, wide: bool) -> None:
+    """Load or initialise the components in RFBM from either format."""
+    check_alignment(machine, address, XSAVE_ALIGNMENT)
+    check_length(area, MIN_SIZE, "XS001")
+    present, xcomp_bv = HEADER.unpack_from(area, XSTATE_BV)
+    if xcomp_bv & COMPACTED_BIT:
+        if not machine.cpu.has("XSAVEC"):
+            raise refusal("XS013", "the image is compacted, and this processor has no XSAVEC")
+        _restore_compacted(machine, area, rfbm, present, xcomp_bv, machine.xcr0, address, wide)
+        return
+    _check_standard(machine, area, present, xcomp_bv)
+    mxcsr = _checked_mxcsr(machine, area) if rfbm & _MXCSR_CARRIERS else None
+    spans, size = machine.places.standard(rfbm)
+    check_length(area, size, "XS002")
+    machine.held_back(rfbm & present)
+    _load(machine, area, rfbm, present, spans, mxcsr, wide)
+    _remember(machine, rfbm, address, 0)
+
+
+def xrstors(machine: Machine, area: Area | bytes, rfbm: int, address: int | None, wide: bool) -> None:
+    """Load or initialise the components in RFBM, supervisor ones too, from the compacted format."""
+    if machine.cpl:
+        raise fault(PROTECTION, f"XRSTORS at CPL {machine.cpl}", "SDM Vol. 2, XRSTORS")
+    check_alignment(machine, address, XSAVE_ALIGNMENT)
+    check_length(area, MIN_SIZE, "XS001")
+    present, xcomp_bv = HEADER.unpack_from(area, XSTATE_BV)
+    if not xcomp_bv & COMPACTED_BIT:
+        raise refusal("XS014", f"XCOMP_BV is {xcomp_bv:#x}, XRSTORS takes the compacted format alone")
+    enabled = machine.xcr0 | machine.xss
+    _restore_compacted(machine, area, rfbm, present, xcomp_bv, enabled, address, wide)
+
+
+def _restore_compacted(
+    machine: Machine,
+    area: Area | bytes,
+    rfbm: int,
+    present: int,
+    xcomp_bv: int,
+    enabled: int,
+    address: int | None,
+    wide: bool,
+) -> None:
+    held = xcomp_bv & ~COMPACTED_BIT
+    _check_compacted(area, present, held, enabled)
+    loads_mxcsr = rfbm & present & _SSE
+    mxcsr = _checked_mxcsr(machine, area) if loads_mxcsr else MXCSR_INIT if rfbm & _SSE else None
+    spans, _ = machine.places.compacted(held)
+    check_length(area, max((MIN_SIZE, *(s.end for s in spans if rfbm & present & s.bit))), "XS002")
+    machine.held_back(rfbm & present)
+    check_supervisor(machine, area, rfbm, present, spans)
+    _load(machine, area, rfbm, present, spans, mxcsr, wide)
+    _remember(machine, rfbm, address, xcomp_bv)
+
+
+def _check_standard(machine: Machine, area: Area | bytes, present: int, xcomp_bv: int) -> None:
+    if excess := present & ~machine.xcr0:
+        raise refusal("XS007", f"XSTATE_BV {present:#x} has {excess:#x}, XCR0 is {machine.xcr0:#x}")
+    if xcomp_bv:
+        raise refusal("XS012", f"XCOMP_BV is {xcomp_bv:#x} without bit 63")
+    if any(area[RESERVED : RESERVED + 8]):
+        raise refusal("XS015", "bytes 16 to 23 of the header are not zero")
+
+
+def _check_compacted(area: Area | bytes, present: int, held: int, enabled: int) -> None:
+    if excess := held & ~enabled:
+        raise refusal("XS009", f"XCOMP_BV has {mask_text(excess)}, enabled are {enabled:#x}")
+    if excess := present & ~held:
+        raise refusal("XS008", f"XSTATE_BV {present:#x} has {excess:#x}, which XCOMP_BV gives no room")
+    if any(area[RESERVED : RESERVED + 8]):
+        raise refusal("XS015", "bytes 16 to 23 of the header are not zero")
+    if any(area[RESERVED + 8 : MIN_SIZE]):
+        raise refusal("XS016", "bytes 24 to 63 of the header are not zero")
+
+
+def _checked_mxcsr(machine: Machine, area: Area | bytes) -> int:
+    mxcsr: int = WORD.unpack_from(area, MXCSR)[0]
+    if excess := mxcsr & ~machine.cpu.mxcsr_mask:
+        raise refusal("XS017", f"MXCSR {mxcsr:#x} has reserved bits {excess:#x}")
+    return mxcsr
+
+
+def _load(
+    machine: Machine,
+    area: Area | bytes,
+    rfbm: int,
+    present: int,
+    spans: Sequence[Span],
+    mxcsr: int | None,
+    wide: bool,
+) -> None:
+    file = machine.file
+    loaded = rfbm & present
+    if loaded & _X87:
+        _load_x87(machine, area, wide)
+    if loaded & _SSE:
+        file.put(Component.SSE, bytes(area[SSE_START:SSE_END]))
+    if mxcsr is not None:
+        file.mxcsr = mxcsr
+    for component, bit, start, end in spans:
+        if loaded & bit:
+            value = bytes(area[start:end])
+            convert = LOADED.get(component)
+            file.put(component, convert(value) if convert else value)
+    absent = rfbm & ~present
+    while absent:
+        low = absent & -absent
+        file.initialise(low.bit_length() - 1)
+        absent ^= low
+
+
+def _load_x87(machine: Machine, area: Area | bytes, wide: bool) -> None:
+    value = LOADED[Component.X87](bytes(area[:X87_SIZE]))
+    if not wide:
+        value = machine.take_selectors(value)
+    if machine.behaviour.pointers is Pointers.UNTOUCHED and not pending(value):
+        value = with_pointers_of(value, machine.file.values[Component.X87])
+    machine.file.put(Component.X87, value)
+
+
+def _remember(machine: Machine, rfbm: int, address: int | None, xcomp_bv: int) -> None:
+    """Set XRSTOR_INFO and XMODIFIED; an unknown address matches no save."""
+    file = machine.file
+    file.modified = ~rfbm
+    file.info = None if address is None else RestoreInfo(machine.cpl, machine.non_root, address, xcomp_bv)
