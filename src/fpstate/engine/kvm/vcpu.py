@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from fpstate.engine.kvm.abi import (
+    CPUID_ENTRY,
+    CPUID_HEADER,
     DEBUGREGS_SIZE,
     EVENTS_SIZE,
     EXIT_INTR,
@@ -27,6 +29,9 @@ from fpstate.engine.kvm.abi import (
 )
 from fpstate.engine.kvm.device import Device, ioctl
 from fpstate.errors import KvmError
+
+_CPUID_ENTRIES = 256
+"""The most that a vCPU has (KVM_MAX_CPUID_ENTRIES)."""
 
 
 class Machine:
@@ -131,6 +136,13 @@ class KvmVcpu:
     def set_cpuid(self, cpuid: bytearray) -> None:
         """KVM_SET_CPUID2 with a struct kvm_cpuid2."""
         ioctl(self.file, "KVM_SET_CPUID2", cpuid)
+
+    def cpuid(self) -> bytearray:
+        """KVM_GET_CPUID2: struct kvm_cpuid2 as the guest sees it, KVM's own changes to it included."""
+        table = bytearray(CPUID_HEADER.pack(_CPUID_ENTRIES, 0)) + bytes(CPUID_ENTRY.size * _CPUID_ENTRIES)
+        ioctl(self.file, "KVM_GET_CPUID2", table)
+        found, _ = CPUID_HEADER.unpack_from(table)
+        return table[: CPUID_HEADER.size + CPUID_ENTRY.size * found]
 
     def xsave(self, buffer: bytearray | None = None) -> bytearray:
         """KVM_GET_XSAVE2, or KVM_GET_XSAVE where there is no other: the standard-format image.
