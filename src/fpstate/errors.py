@@ -133,6 +133,16 @@ class LoadMismatch(FpStateError):
         self.report = report
 
 
+class ResetIncomplete(FpStateError):
+    """A reset left registers that are not initial; ``survivors`` has one entry for each, by name."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, survivors: tuple[Any, ...], *, help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.survivors = survivors
+
+
 class RegisterError(FpStateError):
     """A register that does not exist here, or a value that does not fit it."""
 
