@@ -28,6 +28,9 @@ from fpstate.errors import LayoutError
 ALL: Final = (1 << 64) - 1
 _KVM_XSAVE_SIZE: Final = 4096
 _KVM_SUPPORTED: Final = USER_SUPPORTED & ~mask_of(Component.APX)
+_MPX: Final = mask_of(Component.BNDREGS, Component.BNDCSR)
+_SVM_VENDORS: Final = frozenset({"AuthenticAMD", "HygonGenuine"})
+"""Where KVM runs on SVM, which cannot give guests MPX: ``svm_hardware_setup`` takes it out of what KVM supports."""
 
 
 class Consumer(enum.Enum):
@@ -91,6 +94,8 @@ class Target:
             xcr0 &= ~USER_DYNAMIC
         held_back = xcr0 & USER_DYNAMIC & ~permitted
         kvm = xcr0 & _KVM_SUPPORTED & ~held_back
+        if cpu.vendor in _SVM_VENDORS:
+            kvm &= ~_MPX
         return cls(
             cpu=cpu,
             xcr0=xcr0,

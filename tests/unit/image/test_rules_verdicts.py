@@ -158,3 +158,11 @@ def test_findings_say_where_and_what_and_from_which_source():
     assert (finding.id, finding.offset, finding.found, finding.expected) == ("XS007", 512, 0xE7, 0x207)
     assert "OPMASK|ZMM_HI256|HI16_ZMM" in finding.message
     assert finding.source == "SDM Vol. 1, 13.8.1"
+
+
+@pytest.mark.parametrize(("vendor", "kvm_has_mpx"), [("GenuineIntel", True), ("AuthenticAMD", False)])
+def test_kvm_has_mpx_for_guests_on_vmx_and_not_on_svm(vendor, kvm_has_mpx):
+    mpx = mask_of(Component.BNDREGS, Component.BNDCSR)
+    target = Target.from_cpu(replace(Cpu.catalog("skylake-sp"), vendor=vendor))
+    assert target.xcr0 & target.user_xfeatures & mpx == mpx
+    assert (target.kvm_xcr0 & mpx == mpx) is kvm_has_mpx
