@@ -1,4 +1,4 @@
-# Verbs: run, test, lint, bench, fuzz, sanitize, clean. Each does the set-up that it needs.
+# Verbs: run, test, lint, bench, fuzz, sanitize, test-vm, test-bochs, clean. Each does the set-up that it needs.
 # PYTHON=/path/to/python chooses another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ SANITIZED := build/sanitize
 STRICT := $(if $(CI),ON,OFF)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench fuzz sanitize test-bochs clean
+.PHONY: run test lint bench fuzz sanitize test-vm test-bochs clean
 
 run: $(VENV)/installed
 	$(BIN)/fpstate run
@@ -45,9 +45,14 @@ fuzz: $(VENV)/installed
 sanitize: $(SANITIZED)/installed
 	./tools/sanitized.sh $(SANITIZED)/bin/python -m pytest tests/hardware -p no:cacheprovider
 
-# The engine and its tests on an emulated processor with AVX-512; ten to fifteen minutes, see tests/emulated/README.md.
+# The KVM tests on a KVM with hardware virtualization, in an emulated machine; see tests/emulated/README.md.
+test-vm: $(VENV)/bin/python
+	./tests/emulated/run.sh kvm qemu $(BIN)/python
+
+# The KVM tests, then the engine and its tests, on an emulated processor with AVX-512; about twenty minutes.
 test-bochs: $(VENV)/bin/python
-	./tests/emulated/run.sh $(BIN)/python
+	./tests/emulated/run.sh kvm bochs $(BIN)/python
+	./tests/emulated/run.sh engine bochs $(BIN)/python
 
 $(VENV)/bin/python:
 	./tools/prepare.sh $(PYTHON)

@@ -5,6 +5,8 @@ The kernel's command line hides them from the kernel; CPUID in user mode shows t
 
 from __future__ import annotations
 
+import os
+
 from fpstate import _core
 
 EXTENDED_STATE = (0xD, 1)
@@ -24,4 +26,5 @@ def features() -> _core.Features:
     return {**_features(), "xsavec": False}
 
 
-_core.cpuid, _core.features = cpuid, features
+if "FPSTATE_HIDE_XSAVEC" in os.environ:
+    _core.cpuid, _core.features = cpuid, features

@@ -22,6 +22,7 @@ from fpstate.testing.chance import mangle
 
 LONG = os.environ.get("FPSTATE_LONG") == "1"
 SANITIZED = os.environ.get("FPSTATE_SANITIZED") == "1"
+SHARE = int(os.environ.get("FPSTATE_SHARE", "20" if SANITIZED else "1"))
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 BASES = 60
 MXCSR_AT = 24
@@ -29,8 +30,10 @@ AREA = 12288  # in restorer.c too: room for every user component there is, tiles
 
 
 def share(count: int, *, long: int = 10) -> int:
-    """How many images to try: this many in CI, ``long`` times as many where FPSTATE_LONG=1, fewer under ASan."""
-    return count * long if LONG else count // 20 if SANITIZED else count
+    """How many images to try: this many in CI, ``long`` times as many where FPSTATE_LONG=1, one in FPSTATE_SHARE
+    where that is set, fewer under ASan.
+    """
+    return count * long if LONG else count // SHARE
 
 
 def host_target() -> Target:
