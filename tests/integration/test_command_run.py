@@ -23,7 +23,18 @@ from fpstate.vso.permission import FpuConfig
 FPSTATE = [sys.executable, "-m", "fpstate"]
 LEGACY, AVX = 0x3, 0x4
 FIELDS = {
-    *("schema", "vcpus", "processors", "finished", "wrong", "checked", "ends", "faults", "switches"),
+    *(
+        "schema",
+        "engine",
+        "vcpus",
+        "processors",
+        "finished",
+        "wrong",
+        "checked",
+        "ends",
+        "faults",
+        "switches",
+    ),
     *("preemptions", "yields", "seconds", "ns_per_switch", "growths", "parks", "state_bytes_peak"),
     *("state_bytes_end", "static_bytes", "largest_static_bytes", "leaked_bytes", "audit", "problems"),
     "left_out",

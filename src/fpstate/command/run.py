@@ -9,16 +9,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from fpstate.arch.component import mask_text
 from fpstate.arch.cpu import Cpu
-from fpstate.command.mix import Job, choose
+from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen
+from fpstate.command.mix import Job, Mix
 from fpstate.command.quantity import count, duration, nanoseconds, quantum, size
+from fpstate.engine.guest import Guest, GuestEngine
 from fpstate.engine.leak import audit
 from fpstate.engine.memory import DEFAULT_MEMORY
-from fpstate.engine.native import NativeEngine, NativeVcpu
 from fpstate.errors import PoolExhausted
 from fpstate.vso.audit import AuditReport
 from fpstate.vso.manager import Manager
@@ -40,10 +42,11 @@ class Outcome:
     report: RunReport
     manager: Manager
     audit: AuditReport
-    jobs: list[tuple[Job, NativeVcpu]]
+    jobs: list[tuple[Job, Guest]]
     wrong: list[str]
     left_out: tuple[tuple[str, str], ...]
     processors: int
+    engine: str
 
     @property
     def ends(self) -> Counter[str]:
@@ -61,10 +64,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "run",
         help="run many vCPUs on few processors, check every result, look for leaks",
-        description="Run guest programs as user-mode vCPUs in this process, on the real FPU. Trusted code only: "
-        "a guest shares the memory of this process. Without PROGRAM: a mix of the built-in ones.",
+        description="Run guest programs on the real FPU, as user-mode vCPUs in this process (trusted code only: a "
+        "guest shares the memory of this process). Without PROGRAM: a mix of the built-in ones.",
     )
     parser.add_argument("program", nargs="*", metavar="PROGRAM", help="built-in name, ELF file or flat .bin")
+    parser.add_argument("--engine", choices=ENGINES, default="native", help="what runs them (native)")
     parser.add_argument("--vcpus", type=count, default=1000, metavar="N", help="how many contexts (1000)")
     parser.add_argument(
         "--quantum", type=quantum, default=100_000, metavar="TIME", help="preempt after (100us)"
@@ -100,27 +104,18 @@ def run(args: argparse.Namespace) -> int:
 
 def execute(args: argparse.Namespace) -> Outcome:
     """Run the vCPUs, check their results, then look for leaks on an engine of its own."""
-    manager = Manager()
-    engine = NativeEngine(manager, timeout=args.timeout / 1e9)
-    scheduler = Scheduler(engine, quantum_ns=args.quantum, processors=args.processors)
-    mix = choose(args.program, manager.config.cpu, engine.managed, format="flat" if args.flat else None)
-    kind = Kind.GUEST if args.guest else Kind.HOST
-    jobs: list[tuple[Job, NativeVcpu]] = []
-    for job in mix.jobs(args.vcpus, args.seed, args.argument):
-        try:
-            vcpu = engine.vcpu(
-                job.program, seed=job.seed, argument=job.argument, kind=kind, memory_size=args.memory
-            )
-        except (MemoryError, OSError) as error:
-            raise PoolExhausted(
-                f"no memory for vCPU {len(jobs)} of {args.vcpus}: {error or 'out of memory'}", help=_FEWER
-            ) from error
-        jobs.append((job, vcpu))
-    started = time.perf_counter()
-    with _Progress(len(jobs), quiet=args.json) as (advance, draw):
-        report = scheduler.run((vcpu for _, vcpu in jobs), on_exit=lambda vcpu: advance(), on_pause=draw)
-    seconds = time.perf_counter() - started
-    leaks = AuditReport() if args.no_audit else audit(NativeEngine(Manager(), timeout=args.timeout / 1e9))
+    choice = chosen(args)
+    manager = Manager(choice.cpu(args))
+    with closing(choice.open(manager, args)) as engine:
+        scheduler = Scheduler(engine, quantum_ns=args.quantum, processors=args.processors)
+        mix = choice.mix(engine, args)
+        jobs = _start(engine, mix, args)
+        started = time.perf_counter()
+        with _Progress(len(jobs), quiet=args.json) as (advance, draw):
+            report = scheduler.run((vcpu for _, vcpu in jobs), on_exit=lambda vcpu: advance(), on_pause=draw)
+        seconds = time.perf_counter() - started
+        name = engine.name
+    leaks = AuditReport() if args.no_audit else _audit(choice, args)
     return Outcome(
         seconds=seconds,
         report=report,
@@ -134,7 +129,30 @@ def execute(args: argparse.Namespace) -> Outcome:
         ],
         left_out=mix.left_out,
         processors=args.processors,
+        engine=name,
     )
+
+
+def _start(engine: GuestEngine[Any], mix: Mix, args: argparse.Namespace) -> list[tuple[Job, Guest]]:
+    """Make the vCPUs. Raises PoolExhausted with the first that there is no memory for."""
+    kind = Kind.GUEST if args.guest else None
+    jobs: list[tuple[Job, Guest]] = []
+    for job in mix.jobs(args.vcpus, args.seed, args.argument):
+        try:
+            vcpu = engine.vcpu(
+                job.program, seed=job.seed, argument=job.argument, kind=kind, memory_size=args.memory
+            )
+        except (MemoryError, OSError) as error:
+            raise PoolExhausted(
+                f"no memory for vCPU {len(jobs)} of {args.vcpus}: {error or 'out of memory'}", help=_FEWER
+            ) from error
+        jobs.append((job, vcpu))
+    return jobs
+
+
+def _audit(choice: EngineChoice, args: argparse.Namespace) -> AuditReport:
+    with closing(choice.open(Manager(choice.cpu(args)), args)) as engine:
+        return audit(engine)
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:
@@ -144,6 +162,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
     static, largest = _static_sizes(outcome)
     return {
         "schema": SCHEMA,
+        "engine": outcome.engine,
         "vcpus": len(outcome.jobs),
         "processors": outcome.processors,
         "finished": outcome.ends["finished"],
@@ -213,7 +232,7 @@ def text(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _problem(job: Job, vcpu: NativeVcpu) -> str | None:
+def _problem(job: Job, vcpu: Guest) -> str | None:
     """Say what is wrong with the result of a vCPU that finished."""
     if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED or vcpu.block is None:
         return None

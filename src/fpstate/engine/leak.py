@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 from fpstate.arch.component import LEGACY
-from fpstate.engine.native import NativeEngine, NativeQueue, NativeVcpu
+from fpstate.engine.guest import Guest, GuestEngine, GuestQueue
 from fpstate.program.builtin import BUILTIN
 from fpstate.program.expected.canary import canary_pattern
 from fpstate.program.expected.probe import parse_probe
 from fpstate.vso.audit import AuditReport, Canaries
-from fpstate.vso.permission import Kind
 from fpstate.vso.vcpu import ExitKind
 from fpstate.vso.vso import Vso
 
@@ -23,7 +23,7 @@ _CANARY_SEEDS = 1 << 32
 
 
 def audit(
-    engine: NativeEngine, *, contexts: int = CONTEXTS, seed: int = 0, quantum_ns: int = 100_000
+    engine: GuestEngine[Any], *, contexts: int = CONTEXTS, seed: int = 0, quantum_ns: int = 100_000
 ) -> AuditReport:
     """Run canaries among other contexts and look for each canary everywhere else; takes about half a second.
 
@@ -36,16 +36,16 @@ def audit(
 
 
 class _Audit:
-    def __init__(self, engine: NativeEngine, contexts: int, seed: int, quantum_ns: int) -> None:
+    def __init__(self, engine: GuestEngine[Any], contexts: int, seed: int, quantum_ns: int) -> None:
         self.engine = engine
         self.quantum_ns = quantum_ns
-        self.queue: NativeQueue = engine.queue()
+        self.queue: GuestQueue[Any] = engine.queue()
         self.report = AuditReport(canaries=contexts)
         self.owners: dict[Vso, str] = {}
-        self.canaries: dict[NativeVcpu, tuple[int, int]] = {}
-        self.others: list[NativeVcpu] = []
+        self.canaries: dict[Guest, tuple[int, int]] = {}
+        self.others: list[Guest] = []
         self.argument = BUILTIN["canary"].default_argument
-        masks = itertools.cycle((engine.manager.permissions.user_mask(Kind.HOST) & engine.managed, LEGACY))
+        masks = itertools.cycle((engine.manager.permissions.user_mask(engine.kind) & engine.managed, LEGACY))
         for number, mask, other in zip(range(contexts), masks, itertools.cycle(_MIXED_WITH), strict=False):
             self._add_canary(_CANARY_SEEDS + seed + number, mask)
             self._add_other(other)
@@ -95,7 +95,7 @@ class _Audit:
             self.engine.manager.park(vcpu.vso)
             vcpu.attach()
 
-    def _living(self) -> Iterator[NativeVcpu]:
+    def _living(self) -> Iterator[Guest]:
         return (vcpu for vcpu in (*self.canaries, *self.others) if vcpu.exit is None)
 
     def _probe(self) -> None:

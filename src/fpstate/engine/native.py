@@ -127,6 +127,7 @@ class NativeEngine:
     """
 
     name = "native"
+    kind = Kind.HOST
 
     def __init__(self, manager: Manager, *, timeout: float | None = None) -> None:
         lacking = missing()
@@ -159,7 +160,7 @@ class NativeEngine:
         seed: int = 0,
         argument: int = 0,
         input: bytes = b"",
-        kind: Kind = Kind.HOST,
+        kind: Kind | None = None,
         permitted: int | None = None,
         memory_size: int = DEFAULT_MEMORY,
     ) -> NativeVcpu:
@@ -171,7 +172,7 @@ class NativeEngine:
         lacking = program.features & ~self.managed
         if lacking:
             raise UnsupportedHere(f"{program.name} needs {mask_text(lacking)}")
-        vso = self.manager.create(kind, permitted=permitted)
+        vso = self.manager.create(kind or self.kind, permitted=permitted)
         features = vso.permitted & self.managed & USER_SUPPORTED
         block = Block(seed=seed, argument=argument, features=features, input=input)
         try:
@@ -184,6 +185,9 @@ class NativeEngine:
     def queue(self) -> NativeQueue:
         """Return an empty queue for one host thread."""
         return NativeQueue(self)
+
+    def close(self) -> None:
+        """Nothing is held that outlives the vCPUs."""
 
 
 class NativeQueue:

@@ -1,0 +1,59 @@
+"""Which engine ``fpstate run`` runs guests on: one row for each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from fpstate.arch.cpu import Cpu
+from fpstate.command.mix import Mix, choose
+from fpstate.engine.guest import GuestEngine
+from fpstate.errors import FpStateError
+from fpstate.vso.manager import Manager
+
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """How to open an engine: which processor its manager is for (None: this one), the engine over that manager, and
+    the programs that it runs. ``options`` are those of the command line that no other engine takes."""
+
+    open: Callable[[Manager, Options], GuestEngine[Any]]
+    mix: Callable[[GuestEngine[Any], Options], Mix]
+    cpu: Callable[[Options], Cpu | None] = lambda options: None
+    options: tuple[str, ...] = ()
+
+
+def _programs(engine: GuestEngine[Any], options: Options) -> Mix:
+    cpu = engine.manager.config.cpu
+    return choose(options.program, cpu, engine.managed, format="flat" if options.flat else None)
+
+
+def _native(manager: Manager, options: Options) -> GuestEngine[Any]:
+    from fpstate.engine.native import NativeEngine
+
+    return NativeEngine(manager, timeout=options.timeout / 1e9)
+
+
+ENGINES: Final[Mapping[str, EngineChoice]] = MappingProxyType(
+    {
+        "native": EngineChoice(_native, _programs),
+    }
+)
+"""Every engine by the name that ``--engine`` takes."""
+
+
+def chosen(options: Options) -> EngineChoice:
+    """Return the engine asked for. Raises FpStateError where an option is given that only another engine takes."""
+    for name, choice in ENGINES.items():
+        for option in choice.options:
+            if name != options.engine and getattr(options, option) is not None:
+                flag = "--" + option.replace("_", "-")
+                raise FpStateError(
+                    f"{flag} is for --engine {name}", help=f"leave {flag} out, or name that engine"
+                )
+    return ENGINES[options.engine]
