@@ -86,7 +86,7 @@ def save(
     there = Destination.of(vcpu) if destination is None else destination
     data, layout = vcpu.xsave(), there.layout
     data[_SOFTWARE] = bytes(512 - SOFTWARE_AT)
-    controls = _read_msrs(vcpu)
+    controls = read_msrs(vcpu)
     image = Image(bytes(data[: layout.size]), layout, "host")
     xss = controls.get("xss", 0)
     if supervisor := xss & CARRIED_BY_MSRS & there.guest_xss:
@@ -126,7 +126,7 @@ def load(
             if prediction.outcome is Outcome.LOSS
             else None,
         )
-    before = bytearray(vcpu.xsave()), vcpu.xcr0(), _read_msrs(vcpu)
+    before = bytearray(vcpu.xsave()), vcpu.xcr0(), read_msrs(vcpu)
     try:
         _write(vcpu, prediction.xcr0, _wanted_msrs(prediction, before[2]), bytearray(prediction.payload))
     except KvmError:
@@ -151,7 +151,7 @@ def _put_back(vcpu: StateVcpu, xsave: bytearray, xcr0: int, msrs: Mapping[str, i
     vcpu.set_xcr0(xcr0)
 
 
-def _read_msrs(vcpu: StateVcpu) -> dict[str, int]:
+def read_msrs(vcpu: StateVcpu) -> dict[str, int]:
     """Return what KVM has of the MSRs that belong to a state; each is asked for alone, as KVM stops at a gap."""
     found = {}
     for name, number in _STATE_MSRS.items():
@@ -166,7 +166,7 @@ def write_msrs(vcpu: StateVcpu, values: Mapping[str, int]) -> None:
 
     Raises KvmError where KVM refuses one.
     """
-    there = _read_msrs(vcpu)
+    there = read_msrs(vcpu)
     for name, value in values.items():
         if there.get(name, 0) == value:
             continue
@@ -228,7 +228,7 @@ def _number(name: str) -> int:
 def _control_differences(
     prediction: Prediction, vcpu: StateVcpu, after: GuestState
 ) -> list[tuple[str, int, int]]:
-    there = _read_msrs(vcpu)
+    there = read_msrs(vcpu)
     wanted = {
         "XCR0": (prediction.xcr0, after.xcr0),
         **{
