@@ -2,10 +2,14 @@
 
 from fpstate.vso.audit import AuditReport, Canaries, Leak
 from fpstate.vso.config import FpuConfig
+from fpstate.vso.fpstate import Fpstate
+from fpstate.vso.guest import GuestFpu
+from fpstate.vso.live_registers import LiveRegisters
 from fpstate.vso.manager import Manager, Statistics
 from fpstate.vso.permission import Kind, Permissions
 from fpstate.vso.pool import Buffer, Pool
 from fpstate.vso.scheduler import Engine, RunQueue, RunReport, Scheduler
+from fpstate.vso.task import TaskFpu
 from fpstate.vso.vcpu import Exit, ExitKind, Vcpu
 from fpstate.vso.vso import Vso
 
@@ -16,9 +20,12 @@ __all__ = [
     "Engine",
     "Exit",
     "ExitKind",
+    "Fpstate",
     "FpuConfig",
+    "GuestFpu",
     "Kind",
     "Leak",
+    "LiveRegisters",
     "Manager",
     "Permissions",
     "Pool",
@@ -26,6 +33,7 @@ __all__ = [
     "RunReport",
     "Scheduler",
     "Statistics",
+    "TaskFpu",
     "Vcpu",
     "Vso",
 ]

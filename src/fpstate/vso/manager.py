@@ -89,6 +89,17 @@ class Manager:
         """Ask for a dynamic component for VSOs yet to be made; fails as ``arch_prctl`` does (Permissions.request)."""
         self.permissions.request(component, kind)
 
+    def permit(self, vso: Vso, components: int) -> None:
+        """Widen what a VSO may use by more of what its kind is permitted.
+
+        Raises GuestOnlyComponent (and warns), or PermissionDenied; the VSO is then permitted what it was.
+        """
+        self._check_owned(vso)
+        if vso.kind is Kind.HOST:
+            check_host_features(components)
+        self._check_permitted(components, self.permissions.mask(vso.kind), "asked for")
+        vso.permitted |= components
+
     def vsos(self) -> list[Vso]:
         """Return the VSOs that live."""
         with self._lock:

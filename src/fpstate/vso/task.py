@@ -1,0 +1,103 @@
+"""A host task's state: ``struct fpu``, and the swap that puts a guest's state in its place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fpstate.arch.component import component_name, components_in
+from fpstate.errors import PermissionDenied, VsoError
+from fpstate.vso.fpstate import Fpstate
+from fpstate.vso.guest import GuestFpu
+from fpstate.vso.live_registers import LiveRegisters
+from fpstate.vso.manager import Manager
+from fpstate.vso.permission import Kind
+
+INIT_PKRU: Final = 0x55555554
+"""PKRU of a new program: key 0 open, all others without access (``init_pkru_value``)."""
+
+
+class TaskFpu:
+    """The state of a task that is no guest, and what it runs for (``struct fpu``).
+
+    ``fpstate`` is the active state, the task's own or a guest's; ``task_fpstate`` is the task's own while it is
+    parked. ``pkru`` is the software copy, switched apart from the rest. ``permitted`` bounds what the task may come
+    to hold, within its process's permission.
+    """
+
+    def __init__(self, manager: Manager, *, permitted: int | None = None) -> None:
+        self.manager = manager
+        self.permitted = manager.config.kernel_max.features if permitted is None else permitted
+        start = manager.config.kernel_default.features & manager.permissions.mask(Kind.HOST)
+        vso = manager.create(Kind.HOST, permitted=start & self.permitted)
+        self.fpstate = Fpstate(manager, vso, manager.config.init_xfd)
+        self.task_fpstate: Fpstate | None = None
+        self.pkru = INIT_PKRU
+
+    @property
+    def guest_active(self) -> bool:
+        """Whether a guest's state is in the place of the task's own."""
+        return self.task_fpstate is not None
+
+    def load(self, processor: LiveRegisters) -> None:
+        """Make the registers the active state's, where they are not yet (``switch_fpu_return``)."""
+        if self.fpstate.loaded_on is not processor:
+            self.fpstate.restore(processor)
+
+    def save(self, processor: LiveRegisters) -> None:
+        """Save the registers, where they are this task's, and mark the buffer as what counts (``switch_fpu``)."""
+        if self.fpstate.loaded_on is processor:
+            self.fpstate.save(processor)
+            self.fpstate.loaded_on = None
+
+    def enter(self, guest: GuestFpu, processor: LiveRegisters) -> None:
+        """Park the task's own state and make the registers the guest's (``fpu_swap_kvm_fpstate``, entering).
+
+        PKRU is left alone: it is the host's until the guest is entered. Raises VsoError where another guest is
+        swapped in here, or this one by another task.
+        """
+        if self.guest_active or guest.in_use:
+            raise VsoError(
+                "a guest's state is swapped in already",
+                help="leave it first: a task has one at a time, and a guest state is in one task at a time",
+            )
+        self._let_go(processor)
+        self.task_fpstate, self.fpstate = self.fpstate, guest.fpstate
+        guest.fpstate.in_use = True
+        self.fpstate.restore(processor)
+
+    def leave(self, guest: GuestFpu, processor: LiveRegisters) -> None:
+        """Save the guest's registers and make them the task's own again (``fpu_swap_kvm_fpstate``, leaving).
+
+        Raises VsoError where this guest is not the one swapped in.
+        """
+        if self.task_fpstate is None or self.fpstate is not guest.fpstate:
+            raise VsoError("this guest's state is not swapped in here", help="enter it first")
+        self._let_go(processor)
+        guest.fpstate.in_use = False
+        self.fpstate, self.task_fpstate = self.task_fpstate, None
+        self.fpstate.restore(processor)
+
+    def enable(self, features: int) -> None:
+        """Grow the task's own state by dynamic components that it is permitted (``xfd_enable_feature``).
+
+        Raises PermissionDenied, for which the kernel kills with SIGILL.
+        """
+        for component in components_in(features & ~self.permitted):
+            raise PermissionDenied(
+                component,
+                f"{component_name(component)} was used, and the task is not permitted it",
+                help="ARCH_REQ_XCOMP_PERM before the first use",
+            )
+        (self.task_fpstate or self.fpstate).enable(features)
+
+    def free(self) -> None:
+        """Give the task's own state back. Raises VsoError while a guest is swapped in."""
+        if self.guest_active:
+            raise VsoError("a guest's state is swapped in", help="leave the guest first")
+        self.manager.free(self.fpstate.vso)
+
+    def _let_go(self, processor: LiveRegisters) -> None:
+        current = self.fpstate
+        if current.loaded_on is processor:
+            current.save(processor)
+        current.loaded_on = None
