@@ -1,5 +1,9 @@
 """Requests for components fail as the running kernel's arch_prctl does."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from fpstate.arch import Cpu
@@ -10,7 +14,23 @@ from fpstate.vso.kernel_permission import (
     request_from_kernel,
     shadow_stack_active,
 )
-from fpstate.vso.permission import Permissions
+from fpstate.vso.permission import Kind, Permissions
+
+ASK = """
+import fcntl, os, sys
+from fpstate.vso.kernel_permission import read_kernel_permission, request_from_kernel
+from fpstate.vso.permission import Kind
+mask, vcpu_first = int(sys.argv[1]), sys.argv[2] == "frozen"
+if vcpu_first:
+    vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)
+    fcntl.ioctl(vm, 0xAE41, 0)
+request_from_kernel(mask, Kind.GUEST)
+assert read_kernel_permission().guest & mask == mask
+"""
+
+
+def dynamic() -> int:
+    return FpuConfig.from_cpu(Cpu.host()).init_xfd
 
 
 def refusal(request, argument) -> str | None:
@@ -21,15 +41,33 @@ def refusal(request, argument) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("component", range(63))
-def test_a_request_is_answered_as_the_kernel_answers_it(component):
-    if read_kernel_permission().host is None:
-        pytest.skip("ARCH_GET_XCOMP_PERM (Linux 5.16)")
-    ours = refusal(Permissions(FpuConfig.from_cpu(Cpu.host())).request, component)
-    kernels = refusal(request_from_kernel, 1 << component)
+def test_a_request_is_answered_as_the_kernel_answers_it(component, kind):
+    kernel = read_kernel_permission()
+    if (kernel.host if kind is Kind.HOST else kernel.guest) is None:
+        pytest.skip("ARCH_GET_XCOMP_PERM (Linux 5.16) or ARCH_GET_XCOMP_GUEST_PERM (5.17)")
+    if dynamic() >> component & 1 and kind is Kind.GUEST:
+        pytest.skip("asked for in a process of its own, below: another test may have made a vCPU")
+    ours = refusal(
+        lambda number: Permissions(FpuConfig.from_cpu(Cpu.host())).request(number, kind), component
+    )
+    kernels = refusal(lambda mask: request_from_kernel(mask, kind), 1 << component)
     if component == 19 and kernels == "EINVAL":
         pytest.skip("a kernel that knows APX (Linux 6.16)")
     assert ours == kernels
+
+
+@pytest.mark.parametrize("order", ["open", "frozen"])
+def test_guest_permission_is_granted_before_the_first_vcpu_and_refused_after_it(order):
+    if not dynamic():
+        pytest.skip("a processor with components that are given on request (XFD: AMX)")
+    if order == "frozen" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("/dev/kvm")
+    command = [sys.executable, "-c", ASK, str(dynamic()), order]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode == 0) == (order == "open"), done.stderr
+    assert ("PermissionFrozen" in done.stderr) == (order == "frozen")
 
 
 def test_the_kernel_permits_what_the_derived_configuration_has_by_default():

@@ -17,18 +17,21 @@ from fpstate.arch.component import component_name, components_in
 from fpstate.errors import (
     FpStateError,
     PermissionDenied,
+    PermissionFrozen,
     StackTooSmall,
     UnknownComponent,
     UnsupportedComponent,
     UnsupportedHere,
 )
+from fpstate.vso.permission import Kind
 
 _SYS_ARCH_PRCTL: Final = 158
 _AT_MINSIGSTKSZ: Final = 51
-_ARCH_REQ_XCOMP_PERM: Final = 0x1023
 _ARCH_SHSTK_STATUS: Final = 0x5005
 _LONG: Final = ctypes.c_long
 _OPERATIONS: Final = {"supported": 0x1021, "host": 0x1022, "guest": 0x1024}
+_REQUESTS: Final = {Kind.HOST: 0x1023, Kind.GUEST: 0x1025}
+"""ARCH_REQ_XCOMP_PERM (Linux 5.16) and ARCH_REQ_XCOMP_GUEST_PERM (5.17)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +56,16 @@ def read_kernel_permission() -> KernelPermission:
     return KernelPermission(**answers, minsigstksz=libc.getauxval(ctypes.c_ulong(_AT_MINSIGSTKSZ)) or None)
 
 
-def request_from_kernel(mask: int) -> None:
-    """Ask for the dynamic components in ``mask`` by ARCH_REQ_XCOMP_PERM; granted for good, to the whole process.
+def request_from_kernel(mask: int, kind: Kind = Kind.HOST) -> None:
+    """Ask for the dynamic components in ``mask``; granted for good, to the whole process.
 
-    Raises as ``Permissions.request`` does: UnknownComponent (EINVAL), UnsupportedComponent (EOPNOTSUPP),
-    StackTooSmall (ENOSPC), PermissionDenied (EPERM and all else).
+    For guests (ARCH_REQ_XCOMP_GUEST_PERM) before the process makes its first vCPU. Raises as
+    ``Permissions.request`` does: UnknownComponent (EINVAL, also from a kernel that does not know the request),
+    UnsupportedComponent (EOPNOTSUPP), PermissionFrozen (EBUSY), StackTooSmall (ENOSPC), PermissionDenied (all else).
     """
     for component in components_in(mask):
         libc = _libc()
-        if libc.syscall(_LONG(_SYS_ARCH_PRCTL), _LONG(_ARCH_REQ_XCOMP_PERM), _LONG(component)) != 0:
+        if libc.syscall(_LONG(_SYS_ARCH_PRCTL), _LONG(_REQUESTS[kind]), _LONG(component)) != 0:
             raise _refusal(component, ctypes.get_errno())
 
 
@@ -76,6 +80,12 @@ def _refusal(component: int, number: int) -> FpStateError:
         return UnknownComponent(component, f"{what} EINVAL, it knows no such component")
     if number == errno.EOPNOTSUPP:
         return UnsupportedComponent(component, f"{what} EOPNOTSUPP, it cannot be asked for here")
+    if number == errno.EBUSY:
+        return PermissionFrozen(
+            component,
+            f"{what} EBUSY, guest permission froze with the first vCPU of this process",
+            help="ask for guest components before the first KVM_CREATE_VCPU",
+        )
     if number == errno.ENOSPC:
         return StackTooSmall(
             component,
