@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -56,16 +54,9 @@ def write_private(target: str, data: bytes) -> None:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         path.write_bytes(data)
         return
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    from fpstate.vso.durable import replace_file
+
+    replace_file(path, data)
 
 
 def _read(source: str) -> bytes:

@@ -1,0 +1,203 @@
+"""State files hold what was written; whatever else is in a file is refused, and nothing of it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import stat
+import struct
+
+import pytest
+
+from fpstate.arch import Component, Cpu, Layout, mask_of
+from fpstate.errors import SourceError
+from fpstate.testing import random_image
+from fpstate.vso.checkpoint import Checkpoint, GeneralRegisters, SavedState, pieces_of
+from fpstate.vso.durable import replace_file
+from fpstate.vso.guest_state import GuestState, PkruPolicy
+from fpstate.vso.state_file import MAGIC, decode, encode, read_state, state_files, write_state
+
+SPR = Cpu.catalog("sapphire-rapids")
+CET = mask_of(Component.CET_U, Component.CET_S)
+
+
+def saved(seed: int = 1, *, checkpoint: bool = True) -> SavedState:
+    layout = Layout.compacted(SPR, SPR.user_mask | CET)
+    state = GuestState(random_image(layout, seed), SPR.user_mask, SPR, xss=CET, pkru=PkruPolicy.KEEP)
+    if not checkpoint:
+        return SavedState(state)
+    memory = bytes(4096) + bytes(range(256)) * 32 + bytes(8192) + b"end".ljust(4096, b"\0")
+    registers = GeneralRegisters(tuple(range(16)), 0x40_1000, 0x202, 1, 2)
+    return SavedState(
+        state,
+        Checkpoint(
+            program="canary",
+            seed=seed,
+            argument=5,
+            features=3,
+            memory_start=0x40_0000,
+            memory_size=len(memory),
+            base=0x40_1000,
+            block=0x40_2000,
+            registers=registers,
+            memory=pieces_of(0x40_0000, memory),
+        ),
+    )
+
+
+def resealed(data: bytes) -> bytes:
+    """The file with a checksum that fits, as from a writer with a fault."""
+    return data[:-32] + hashlib.sha256(data[:-32]).digest()
+
+
+@pytest.mark.parametrize("checkpoint", [True, False], ids=["with a checkpoint", "alone"])
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_written_is_read(seed, checkpoint, tmp_path):
+    written = saved(seed, checkpoint=checkpoint)
+    write_state(tmp_path / "a.fpvso", written)
+    read = read_state(tmp_path / "a.fpvso")
+    assert read.checkpoint == written.checkpoint
+    assert read.state.image.to_bytes() == written.state.image.to_bytes()
+    assert read.state.image.layout == written.state.image.layout
+    read.state.check()
+    for name in ("xcr0", "xss", "xfd", "xfd_err", "pkru"):
+        assert getattr(read.state, name) == getattr(written.state, name)
+    assert (read.state.cpu.geometry, read.state.cpu.features) == (SPR.geometry, SPR.features)
+    assert encode(read) == encode(written)
+
+
+def test_memory_comes_back_with_its_zeros():
+    checkpoint = saved().checkpoint
+    assert checkpoint is not None
+    assert len(checkpoint.memory) == 2
+    memory = checkpoint.memory_bytes()
+    assert len(memory) == checkpoint.memory_size
+    assert memory[4096:8192] == bytes(range(256)) * 16
+    assert not any(memory[:4096])
+
+
+def test_a_state_can_be_read_by_its_owner_alone(tmp_path):
+    write_state(tmp_path / "a.fpvso", saved())
+    assert stat.S_IMODE((tmp_path / "a.fpvso").stat().st_mode) == 0o600
+
+
+def test_every_shorter_file_is_refused():
+    data = encode(saved())
+    for length in (*range(200), *range(200, len(data), 97), len(data) - 1):
+        with pytest.raises(SourceError, match=r"cut short|begins with"):
+            decode(data[:length])
+
+
+def test_a_longer_file_is_refused():
+    with pytest.raises(SourceError, match="longer than it says"):
+        decode(encode(saved()) + b"\0")
+
+
+def test_every_flipped_bit_is_noticed():
+    data = encode(saved(checkpoint=False))
+    source = random.Random(1)
+    for _ in range(2000):
+        flipped = bytearray(data)
+        flipped[source.randrange(len(data))] ^= 1 << source.randrange(8)
+        with pytest.raises(SourceError):
+            decode(bytes(flipped))
+
+
+def test_a_flipped_bit_is_told_by_the_checksum():
+    data = bytearray(encode(saved()))
+    data[1000] ^= 1
+    with pytest.raises(SourceError, match="SHA-256") as caught:
+        decode(bytes(data), "guest.fpvso")
+    assert caught.value.source == "guest.fpvso"
+    assert caught.value.offset == len(data) - 32
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7fELF" + bytes(200), bytes(4096), b"text\n" * 100])
+def test_a_foreign_file_is_refused(data):
+    with pytest.raises(SourceError, match="no guest state"):
+        decode(data)
+
+
+def test_a_later_version_is_refused_by_its_number():
+    data = bytearray(encode(saved()))
+    data[8:12] = struct.pack("<I", 2)
+    with pytest.raises(SourceError, match="version 2, and this fpstate reads version 1"):
+        decode(resealed(bytes(data)))
+
+
+def test_an_unknown_section_is_refused_if_it_must_be_known_and_passed_over_if_not():
+    data = encode(saved())
+    for flags, refused in ((1, True), (0, False)):
+        section = struct.pack("<4sIQ", b"NEW ", flags, 5) + b"hello".ljust(8, b"\0")
+        count = struct.unpack_from("<I", data, 12)[0] + 1
+        size = len(data) + len(section)
+        header = struct.pack("<8sIIQQ", MAGIC, 1, count, size, 0)
+        longer = resealed(header + data[32:-32] + section + bytes(32))
+        if refused:
+            with pytest.raises(SourceError, match="section 'NEW '"):
+                decode(longer)
+        else:
+            assert encode(decode(longer)) == data
+
+
+def test_sections_that_lie_about_themselves_are_refused_whatever_the_checksum_says():
+    data = encode(saved())
+    source = random.Random(2)
+    refused = 0
+    for _ in range(3000):
+        mutated = bytearray(data)
+        at = source.randrange(32, 1500)
+        mutated[at : at + 4] = source.randbytes(4)
+        try:
+            decode(resealed(bytes(mutated)))
+        except SourceError:
+            refused += 1
+    assert refused > 300
+
+
+@pytest.mark.parametrize("tag", [b"CPU ", b"CTRL", b"IMAG", b"REGS", b"PROG"])
+def test_a_section_that_is_missing_or_there_twice_is_refused(tag):
+    data = encode(saved())
+    at = 32
+    while data[at : at + 4] != tag:
+        at += 16 + -(-struct.unpack_from("<Q", data, at + 8)[0] // 8) * 8
+    end = at + 16 + -(-struct.unpack_from("<Q", data, at + 8)[0] // 8) * 8
+    count = struct.unpack_from("<I", data, 12)[0]
+    for number, body in (
+        (count - 1, data[32:at] + data[end:-32]),
+        (count + 1, data[32:end] + data[at:-32]),
+    ):
+        header = struct.pack("<8sIIQQ", MAGIC, 1, number, 32 + len(body) + 32, 0)
+        with pytest.raises(SourceError, match=f"sections '{tag.decode()}'"):
+            decode(resealed(header + body + bytes(32)))
+
+
+def test_a_file_of_another_size_than_any_state_is_not_read(tmp_path):
+    with open(tmp_path / "big.fpvso", "wb") as file:
+        file.truncate((1 << 28) + 1)
+    with pytest.raises(SourceError, match="at most"):
+        read_state(tmp_path / "big.fpvso")
+
+
+def test_a_folder_lists_its_states_and_no_hidden_file(tmp_path):
+    for name in ("b.fpvso", "a.fpvso", ".a.fpvso.1234", "other"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in state_files(tmp_path)] == ["a.fpvso", "b.fpvso"]
+
+
+def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeypatch):
+    replace_file(tmp_path / "a", b"old")
+    monkeypatch.setattr("os.rename", lambda *names: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        replace_file(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_file_systems_without_nameless_files_do_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("fpstate.vso.durable._unnamed", lambda folder: None)
+    replace_file(tmp_path / "a", b"old")
+    replace_file(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
