@@ -1,0 +1,46 @@
+"""Forks a process that writes states to a folder until it is killed, once for each line on standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import cycle
+from pathlib import Path
+
+from fpstate.arch import Cpu, Layout
+from fpstate.testing import random_image
+from fpstate.vso.checkpoint import Checkpoint, GeneralRegisters, Piece, SavedState
+from fpstate.vso.guest_state import GuestState
+from fpstate.vso.state_file import SUFFIX, encode, write_state
+
+NAMES, VERSIONS = 4, 8
+
+
+def version(number: int) -> SavedState:
+    """The state of this number, always the same."""
+    cpu = Cpu.catalog("zen4")
+    image = random_image(Layout.standard(cpu), number)
+    memory = (Piece(0x40_0000, bytes([number + 1]) * 65536),)
+    registers = GeneralRegisters((number,) * 16)
+    checkpoint = Checkpoint("spin", number, 0, 3, 0x40_0000, 65536, 0, 0, registers, memory)
+    return SavedState(GuestState(image, cpu.user_mask, cpu), checkpoint)
+
+
+def main(folder: Path, *, in_place: bool) -> None:
+    states = [version(number) for number in range(VERSIONS)]
+    encoded = [encode(state) for state in states]
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            for turn in cycle(range(NAMES * VERSIONS)):
+                path = folder / f"{turn % NAMES}{SUFFIX}"
+                if in_place:
+                    path.write_bytes(encoded[turn % VERSIONS])
+                else:
+                    write_state(path, states[turn % VERSIONS])
+        print(child, flush=True)
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), in_place=sys.argv[2:] == ["in-place"])
