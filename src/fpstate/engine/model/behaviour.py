@@ -10,6 +10,7 @@ from typing import Final, Self
 
 from fpstate.arch.cpu import Cpu
 
+_LINEAR_BITS: Final = 57
 _AMD: Final = frozenset({"AuthenticAMD", "HygonGenuine"})
 
 
@@ -30,7 +31,8 @@ class Behaviour:
 
     ``tracks_values``: XINUSE[i] tells whether the registers hold something else than their initial values;
     otherwise it tells whether they were written since they were last initialised.
-    ``pointers``: see ``Pointers``. ``selectors``: FCS and FDS exist for saves without REX.W.
+    ``pointers``: see ``Pointers``. ``pointer_bits``: a restore with REX.W keeps so many bits of FIP and FDP and
+    extends the highest as a sign. ``selectors``: FCS and FDS exist for saves without REX.W.
     ``modified_optimisation``: XSAVEOPT and XSAVES leave out what was not modified since the restore from the
     same area. ``writes_disabled``: XSAVE writes a component that IA32_XFD holds back, as initial.
     ``shows_disabled``: XGETBV with ECX = 1 shows such a component's XINUSE bit all the same.
@@ -38,6 +40,7 @@ class Behaviour:
 
     tracks_values: bool = False
     pointers: Pointers = Pointers.KEPT
+    pointer_bits: int = 64
     selectors: bool = False
     modified_optimisation: bool = True
     writes_disabled: bool = True
@@ -51,6 +54,7 @@ class Behaviour:
         return cls(
             tracks_values=amd and cpu.has("XGETBV1"),
             pointers=zeroed if amd else Pointers.KEPT,
+            pointer_bits=_LINEAR_BITS if amd else 64,
             selectors=not cpu.has("FCS_FDS_DEPRECATED"),
         )
 
@@ -59,6 +63,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "tracks_values": "SDM Vol. 1, 13.6 leaves XINUSE to the processor; by value: measured on Zen 4 and Zen 5",
         "pointers": "APM Vol. 2, 11.4.4 (FXSAVE) and CPUID Fn8000_0008_EBX[RstrFpErrPtrs]; X86_BUG_FXSAVE_LEAK",
+        "pointer_bits": "no manual; 57, the width of a linear address with five-level paging, measured on Zen 5",
         "selectors": "SDM Vol. 1, 8.1.8, CPUID.(07H,0):EBX[13]",
         "modified_optimisation": "SDM Vol. 1, 13.9 (XSAVEOPT), 13.11 (XSAVES); measured on Zen 4 and Zen 5",
         "writes_disabled": "SDM Vol. 1, 13.14: saves treat the component as initial, XSAVE may write it",

@@ -78,6 +78,17 @@ def with_pointers_of(value: bytes, other: bytes) -> bytes:
     return value[:_POINTERS] + other[_POINTERS:CONTROL_SIZE] + value[CONTROL_SIZE:]
 
 
+def with_canonical_pointers(value: bytes, bits: int) -> bytes:
+    """Return x87 registers with ``bits`` bits of FIP and FDP, sign-extended to 64."""
+    fip, fdp = (_sign_extended(int.from_bytes(value[start : start + 8], "little"), bits) for start in (8, 16))
+    return value[:8] + fip.to_bytes(8, "little") + fdp.to_bytes(8, "little") + value[CONTROL_SIZE:]
+
+
+def _sign_extended(value: int, bits: int) -> int:
+    sign = 1 << bits - 1
+    return ((value & (sign << 1) - 1 ^ sign) - sign) & (1 << 64) - 1
+
+
 def narrow(value: bytes, selectors: tuple[int, int]) -> bytes:
     """Return the x87 fields as a save without REX.W writes them: pointers of 32 bits, then FCS and FDS."""
     pointers = (

@@ -26,16 +26,16 @@ TILEDATA: Final = int(Component.TILEDATA)
 _SLOT: Final = 16
 _FLAGS: Final = 0x80FF
 _TOP: Final = 0x3800
-_C1: Final = 0x0200
 _PALETTE_1_ROWS: Final = 16
 _PALETTE_1_BYTES: Final = 64
 
 
 def fninit(machine: Machine) -> None:
-    """FNINIT: control, status and tags initial, pointers zero; the stack's contents stay."""
+    """FNINIT: control, status and tags initial, pointers zero; the registers' contents stay."""
     machine.use(mask_of(X87))
-    value = machine.file.values[X87]
-    machine.file.put(X87, FCW_INIT.to_bytes(2, "little") + bytes(SLOTS - 2) + value[SLOTS:])
+    stack = _physical(machine.file.values[X87])
+    machine.file.selectors = (0, 0)
+    machine.file.put(X87, FCW_INIT.to_bytes(2, "little") + bytes(SLOTS - 2) + stack)
 
 
 def fnclex(machine: Machine) -> None:
@@ -52,10 +52,10 @@ def fldcw(machine: Machine, control: int) -> None:
 
 
 def emms(machine: Machine) -> None:
-    """EMMS: every tag empty."""
+    """EMMS: every tag empty, TOP 0 (SDM Vol. 3, 12.2)."""
     _wait(machine)
     value = machine.file.values[X87]
-    machine.file.put(X87, value[:4] + b"\0" + value[5:])
+    machine.file.put(X87, _with_top_0(value, b"\0") + _physical(value))
 
 
 def ldmxcsr(machine: Machine, mxcsr: int) -> None:
@@ -70,14 +70,10 @@ def move_mmx(machine: Machine, index: int, data: bytes) -> None:
     """MOVQ mm, m64: TOP becomes 0, every tag valid, the exponent all ones; the other registers keep their place."""
     _wait(machine)
     value = machine.file.values[X87]
-    top = value[3] >> 3 & 7
-    shift = -top % 8 * _SLOT
-    stack = value[SLOTS + shift : X87_SIZE] + value[SLOTS : SLOTS + shift]
+    stack = _physical(value)
     start = index * _SLOT
     stack = stack[:start] + data + b"\xff\xff" + bytes(6) + stack[start + _SLOT :]
-    status = (value[2] | value[3] << 8) & ~_TOP
-    head = value[:2] + status.to_bytes(2, "little") + b"\xff" + value[5:SLOTS]
-    machine.file.put(X87, head + stack)
+    machine.file.put(X87, _with_top_0(value, b"\xff") + stack)
 
 
 def move_xmm(machine: Machine, index: int, data: bytes) -> None:
@@ -91,14 +87,16 @@ def move_vector(machine: Machine, index: int, data: bytes) -> None:
     wide = index >= 16 or len(data) > 32
     needed = (OPMASK, ZMM_HI256, HI16_ZMM) if wide else ()
     machine.use(mask_of(SSE, AVX, *needed))
-    data = data.ljust(64, b"\0")
     if index >= 16:
-        _patch(machine, HI16_ZMM, 64 * (index - 16), data)
+        _patch(machine, HI16_ZMM, 64 * (index - 16), data.ljust(64, b"\0"))
         return
     _patch(machine, SSE, 16 * index, data[:16])
-    _patch(machine, AVX, 16 * index, data[16:32])
-    if ZMM_HI256 in machine.file.values:
-        _patch(machine, ZMM_HI256, 32 * index, data[32:])
+    for component, first, last in ((AVX, 16, 32), (ZMM_HI256, 32, 64)):
+        start, size = (last - first) * index, last - first
+        if len(data) >= last:
+            _patch(machine, component, start, data[first:last])
+        elif component in machine.file.values:
+            _clear(machine, component, start, size)
 
 
 def kmov(machine: Machine, index: int, data: bytes) -> None:
@@ -152,6 +150,18 @@ def _tile_problem(data: bytes) -> str:
     return ""
 
 
+def _physical(value: bytes) -> bytes:
+    """The register stack in the order of physical registers, in which it is saved while TOP is 0."""
+    shift = -(value[3] >> 3) % 8 * _SLOT
+    return value[SLOTS + shift : X87_SIZE] + value[SLOTS : SLOTS + shift]
+
+
+def _with_top_0(value: bytes, tags: bytes) -> bytes:
+    """The x87 fields with other tags and a TOP of 0."""
+    status = (value[2] | value[3] << 8) & ~_TOP
+    return value[:2] + status.to_bytes(2, "little") + tags + value[5:SLOTS]
+
+
 def _wait(machine: Machine) -> None:
     machine.use(mask_of(X87))
     if pending(machine.file.values[X87]):
@@ -160,4 +170,12 @@ def _wait(machine: Machine) -> None:
 
 def _patch(machine: Machine, component: int, offset: int, data: bytes) -> None:
     value = machine.file.values[component]
-    machine.file.put(component, value[:offset] + data + value[offset + len(data) :])
+    machine.file.write(component, value[:offset] + data + value[offset + len(data) :])
+
+
+def _clear(machine: Machine, component: int, offset: int, size: int) -> None:
+    """Zero the upper part of a register; a component that is zeros already stays as unused as it was."""
+    file = machine.file
+    value = file.values[component]
+    if any(value[offset : offset + size]):
+        file.put(component, value[:offset] + bytes(size) + value[offset + size :])

@@ -77,7 +77,7 @@ class Machine:
         self.cpu = cpu
         self.behaviour = Behaviour.of(cpu) if behaviour is None else behaviour
         self.places = Places(cpu)
-        self.file = RegisterFile.for_cpu(cpu, self.behaviour.tracks_values)
+        self.file = RegisterFile.for_cpu(cpu, self.behaviour)
         self.xcr0 = 1
         self.xss = 0
         self.xfd = 0

@@ -25,7 +25,7 @@ from fpstate.engine.model.area import (
     check_length,
 )
 from fpstate.engine.model.behaviour import Pointers
-from fpstate.engine.model.contents import LOADED, X87_SIZE, pending, with_pointers_of
+from fpstate.engine.model.contents import LOADED, X87_SIZE, pending, with_canonical_pointers, with_pointers_of
 from fpstate.engine.model.fault import PROTECTION, fault, refusal
 from fpstate.engine.model.machine import Machine, Span
 from fpstate.engine.model.register_file import RestoreInfo
@@ -161,6 +161,10 @@ def _load_x87(machine: Machine, area: Area | bytes, wide: bool) -> None:
     value = LOADED[Component.X87](bytes(area[:X87_SIZE]))
     if not wide:
         value = machine.take_selectors(value)
+    else:
+        machine.file.selectors = (0, 0)
+        if machine.behaviour.pointer_bits < 64:
+            value = with_canonical_pointers(value, machine.behaviour.pointer_bits)
     if machine.behaviour.pointers is Pointers.UNTOUCHED and not pending(value):
         value = with_pointers_of(value, machine.file.values[Component.X87])
     machine.file.put(Component.X87, value)

@@ -159,13 +159,13 @@ def _put_compacted(
 
 def _put_x87(machine: Machine, area: Area, wide: bool) -> None:
     value, pointers = machine.file.values[Component.X87], machine.behaviour.pointers
-    end = CONTROL_SIZE
+    end, selectors = CONTROL_SIZE, machine.selectors()
     if pointers is not Pointers.KEPT and not pending(value):
         if pointers is Pointers.ZEROED:
-            value = without_pointers(value)
+            value, selectors = without_pointers(value), (0, 0)
         else:
             end = _POINTERS
-    fields = value[:CONTROL_SIZE] if wide else narrow(value, machine.selectors())
+    fields = value[:CONTROL_SIZE] if wide else narrow(value, selectors)
     area[:end] = fields[:end]
     area[SLOTS:X87_SIZE] = value[SLOTS:]
 

@@ -1,0 +1,204 @@
+/* The processor's side of the comparison with the model: it executes sequences of operations on its registers.
+ *
+ * executor FD SIZE AREA_SIZE     FD is shared memory of SIZE bytes, laid out as struct batch says
+ *   a byte on standard input: run the batch that is there; a byte on standard output: done
+ *
+ * Each sequence starts from initial registers. Each operation leaves a record: what it returned, and the vector of
+ * the exception that it raised, after which the registers are what the kernel saved of them and loaded again.
+ * Each save leaves a copy of its area. This file is compiled with -mgeneral-regs-only, and every instruction under
+ * test is in a function of its own, in assembly, that uses no stack: so no other code touches the registers. */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+enum { GIVE_UP = 3, STACK = 65536, SLOT = 16, REGISTERS = 32 };
+
+struct batch {
+    uint64_t operations, areas, records, copies; /* where they are, in bytes from the start */
+    uint64_t data, count, reserved[2];
+};
+struct operation {
+    uint8_t kind, index, length, skew;
+    uint32_t where;
+    uint64_t value;
+    uint64_t area; /* its number */
+};
+struct record {
+    uint64_t value;
+    uint64_t vector;
+};
+
+/* In the order of Kind in model_comparison.py. */
+enum {
+    START, FXSAVE, FXSAVE64, XSAVE, XSAVE64, XSAVEC, XSAVEC64, XSAVEOPT, XSAVEOPT64, XSAVES64,
+    FXRSTOR, FXRSTOR64, XRSTOR, XRSTOR64, XRSTORS64, XGETBV,
+    XMM, VXMM, VYMM, VZMM, KMOV, MMX, VZEROUPPER, VZEROALL, FNINIT, FNCLEX, EMMS, FLDCW, LDMXCSR,
+    STMXCSR, FNSTCW, FNSTSW, EDIT, COPY
+};
+
+#define WITH_MASK(name, instruction)                                                                                   \
+    ".balign 16\n" name ":\n    mov %esi, %eax\n    mov %rsi, %rdx\n    shr $32, %rdx\n    " instruction               \
+    " (%rdi)\n    ret\n"
+#define PLAIN(name, instruction) ".balign 16\n" name ":\n    " instruction "\n    ret\n"
+#define TABLE(name, count, instruction, register)                                                                      \
+    ".balign 16\n" name ":\n.set i, 0\n.rept " count "\n    .balign 16\n    one " instruction ", " register            \
+    ", %i\n    ret\n.set i, i + 1\n.endr\n"
+
+__asm__(".text\n"
+        ".altmacro\n"
+        ".macro one instruction, register, number\n    \\instruction (%rdi), %\\register\\number\n.endm\n"
+        "first_under_test:\n"
+        WITH_MASK("do_xsave", "xsave") WITH_MASK("do_xsave64", "xsave64")
+        WITH_MASK("do_xsavec", "xsavec") WITH_MASK("do_xsavec64", "xsavec64")
+        WITH_MASK("do_xsaveopt", "xsaveopt") WITH_MASK("do_xsaveopt64", "xsaveopt64")
+        WITH_MASK("do_xsaves64", "xsaves64")
+        WITH_MASK("do_xrstor", "xrstor") WITH_MASK("do_xrstor64", "xrstor64")
+        WITH_MASK("do_xrstors64", "xrstors64")
+        PLAIN("do_fxsave", "fxsave (%rdi)") PLAIN("do_fxsave64", "fxsave64 (%rdi)")
+        PLAIN("do_fxrstor", "fxrstor (%rdi)") PLAIN("do_fxrstor64", "fxrstor64 (%rdi)")
+        PLAIN("do_vzeroupper", "vzeroupper") PLAIN("do_vzeroall", "vzeroall")
+        PLAIN("do_fninit", "fninit") PLAIN("do_fnclex", "fnclex") PLAIN("do_emms", "emms")
+        PLAIN("do_fldcw", "fldcw (%rdi)") PLAIN("do_ldmxcsr", "ldmxcsr (%rdi)")
+        PLAIN("do_stmxcsr", "stmxcsr (%rdi)") PLAIN("do_fnstcw", "fnstcw (%rdi)")
+        PLAIN("do_fnstsw", "fnstsw (%rdi)")
+        PLAIN("do_xgetbv", "mov (%rdi), %ecx\n    xgetbv\n    mov %eax, (%rdi)\n    mov %edx, 4(%rdi)")
+        TABLE("move_xmm", "16", "movups", "xmm") TABLE("vmove_xmm", "16", "vmovups", "xmm")
+        TABLE("vmove_ymm", "16", "vmovups", "ymm") TABLE("vmove_zmm", "32", "vmovups", "zmm")
+        TABLE("kmove", "8", "kmovq", "k") TABLE("move_mmx", "8", "movq", "mm")
+        "last_under_test:\n"
+        ".noaltmacro\n");
+
+extern char first_under_test[], last_under_test[], move_xmm[], vmove_xmm[], vmove_ymm[], vmove_zmm[], kmove[],
+    move_mmx[];
+typedef void under_test(void *memory, uint64_t mask);
+under_test do_xsave, do_xsave64, do_xsavec, do_xsavec64, do_xsaveopt, do_xsaveopt64, do_xsaves64, do_xrstor,
+    do_xrstor64, do_xrstors64, do_fxsave, do_fxsave64, do_fxrstor, do_fxrstor64, do_vzeroupper, do_vzeroall, do_fninit,
+    do_fnclex, do_emms, do_fldcw, do_ldmxcsr, do_stmxcsr, do_fnstcw, do_fnstsw, do_xgetbv;
+
+static under_test *const plain[] = {
+    [FXSAVE] = do_fxsave, [FXSAVE64] = do_fxsave64, [XSAVE] = do_xsave, [XSAVE64] = do_xsave64,
+    [XSAVEC] = do_xsavec, [XSAVEC64] = do_xsavec64, [XSAVEOPT] = do_xsaveopt, [XSAVEOPT64] = do_xsaveopt64,
+    [XSAVES64] = do_xsaves64, [FXRSTOR] = do_fxrstor, [FXRSTOR64] = do_fxrstor64, [XRSTOR] = do_xrstor,
+    [XRSTOR64] = do_xrstor64, [XRSTORS64] = do_xrstors64, [XGETBV] = do_xgetbv, [VZEROUPPER] = do_vzeroupper,
+    [VZEROALL] = do_vzeroall, [FNINIT] = do_fninit, [FNCLEX] = do_fnclex, [EMMS] = do_emms, [FLDCW] = do_fldcw,
+    [LDMXCSR] = do_ldmxcsr, [STMXCSR] = do_stmxcsr, [FNSTCW] = do_fnstcw, [FNSTSW] = do_fnstsw,
+};
+static char *const moves[] = {
+    [XMM] = move_xmm, [VXMM] = vmove_xmm, [VYMM] = vmove_ymm, [VZMM] = vmove_zmm, [KMOV] = kmove, [MMX] = move_mmx,
+};
+
+static volatile uint64_t vector;
+static char initial[576] __attribute__((aligned(64)));
+static char stack[STACK];
+
+static void copy(void *to, const void *from, uint64_t length)
+{
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(length) : : "memory");
+}
+
+/* Step over the instruction: it is in a function without a frame, so the return address is on top. */
+static void on_exception(int signal, siginfo_t *info, void *raw)
+{
+    ucontext_t *context = raw;
+    greg_t *registers = context->uc_mcontext.gregs;
+    uint64_t at = (uint64_t)registers[REG_RIP];
+    (void)signal;
+    (void)info;
+    if (at < (uint64_t)first_under_test || at >= (uint64_t)last_under_test)
+        _exit(GIVE_UP);
+    vector = (uint64_t)registers[REG_TRAPNO];
+    registers[REG_RIP] = (greg_t) * (uint64_t *)registers[REG_RSP];
+    registers[REG_RSP] += 8;
+}
+
+static uint64_t perform(char *memory, const struct batch *batch, const struct operation *operation, uint64_t area_size)
+{
+    char *area = memory + batch->areas + operation->area * area_size;
+    uint64_t value = operation->value;
+
+    switch (operation->kind) {
+    case START:
+        do_xrstor64(initial, value);
+        break;
+    case FXSAVE ... XRSTORS64:
+        plain[operation->kind](area + operation->skew, value);
+        break;
+    case XMM ... MMX: {
+        under_test *move = (under_test *)(moves[operation->kind] + SLOT * operation->index);
+        move(memory + batch->data + operation->where, 0);
+        break;
+    }
+    case STMXCSR ... FNSTSW:
+        value = 0;
+        __attribute__((fallthrough));
+    case XGETBV:
+    case VZEROUPPER ... LDMXCSR:
+        plain[operation->kind](&value, 0);
+        break;
+    case EDIT:
+        copy(area + operation->where, &value, operation->length);
+        break;
+    case COPY:
+        copy(area + operation->where, memory + batch->data + value, 8 * (uint64_t)operation->length);
+        break;
+    default:
+        _exit(GIVE_UP);
+    }
+    return value;
+}
+
+static void run(char *memory, uint64_t area_size)
+{
+    const struct batch *batch = (const struct batch *)memory;
+    const struct operation *operation = (const struct operation *)(memory + batch->operations);
+    struct record *record = (struct record *)(memory + batch->records);
+    char *copies = memory + batch->copies;
+
+    for (uint64_t left = batch->count; left; left--, operation++, record++) {
+        vector = 0;
+        record->value = perform(memory, batch, operation, area_size);
+        record->vector = vector;
+        if (operation->kind >= FXSAVE && operation->kind <= XSAVES64) {
+            copy(copies, memory + batch->areas + operation->area * area_size, area_size);
+            copies += area_size;
+        }
+    }
+}
+
+static uint64_t number(const char *text)
+{
+    uint64_t value = 0;
+    for (; *text >= '0' && *text <= '9'; text++)
+        value = 10 * value + (uint64_t)(*text - '0');
+    return value;
+}
+
+int main(int argc, char **argv)
+{
+    static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+    struct sigaction action = {.sa_sigaction = on_exception, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
+    uint32_t mxcsr = 0x1F80;
+    char go;
+
+    if (argc != 4 || sigaltstack(&alternate, NULL))
+        return GIVE_UP;
+    for (unsigned i = 0; i < sizeof signals / sizeof *signals; i++)
+        if (sigaction(signals[i], &action, NULL))
+            return GIVE_UP;
+    char *memory = mmap(NULL, number(argv[2]), PROT_READ | PROT_WRITE, MAP_SHARED, (int)number(argv[1]), 0);
+    if (memory == MAP_FAILED)
+        return GIVE_UP;
+    copy(initial + 24, &mxcsr, sizeof mxcsr);
+    while (read(0, &go, 1) == 1) {
+        run(memory, number(argv[3]));
+        do_fninit(NULL, 0);
+        do_ldmxcsr(&mxcsr, 0);
+        if (write(1, &go, 1) != 1)
+            return GIVE_UP;
+    }
+    return 0;
+}

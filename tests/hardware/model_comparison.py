@@ -1,0 +1,440 @@
+"""This processor and the model of it, through the same sequences, and what is not equal afterwards.
+
+What a processor may choose, it chooses here, and the model follows after it was checked to be a legal choice:
+
+* XINUSE[i] may be 1 while component i is initial (SDM Vol. 1, 13.6), and an interrupt between two instructions can
+  change that. It must not be 0 while it is not.
+* XSAVEOPT may write what it could have left out. It must not leave out what was modified since, or what was not
+  restored from this very area.
+* FOP, FIP and FDP may be lost by an interrupt while no exception keeps them (``Pointers.ZEROED``).
+
+All else must be equal: every byte of every area after every save, every result, the vector of every exception.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import struct
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from model_sequences import AREAS, OPERATION, SEQUENCES, Batch, Generator, Kind, Operation
+from oracle import ENVIRONMENT
+
+from fpstate.arch import Component, Cpu
+from fpstate.engine.model import Behaviour, Pointers, Processor
+from fpstate.engine.model.contents import pending, without_pointers
+from fpstate.engine.model.save import unmodified
+from fpstate.errors import ProcessorFault
+from fpstate.image.control import MXCSR_INIT
+
+_BATCH = struct.Struct("<QQQQQQQQ")
+_RECORD = struct.Struct("<QQ")
+_HEADER = struct.Struct("<QQ")
+_PAGE = 4096
+_MOST_OPERATIONS = 64 * SEQUENCES
+_MOST_COPIES = 12 * SEQUENCES
+_POINTERS = slice(6, 24)
+_NO_POINTERS = bytes(18)
+_TELLING_POINTER = 0x0100_8000_0000_0001
+_SSE = 2
+_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-mgeneral-regs-only")
+
+
+def compile_executor(gcc: str, folder: Path) -> Path:
+    """Compile executor.c and return the program."""
+    program, source = folder / "executor", Path(__file__).with_name("executor.c")
+    subprocess.run([gcc, *_FLAGS, "-o", program, source], check=True, env=ENVIRONMENT)
+    return program
+
+
+class Executor:
+    """The child of executor.c, and the memory that it shares."""
+
+    def __init__(self, program: Path, area_size: int, data_size: int) -> None:
+        self.area_size = area_size
+        sizes = (
+            *(
+                OPERATION.size * _MOST_OPERATIONS,
+                area_size * AREAS * SEQUENCES,
+                _RECORD.size * _MOST_OPERATIONS,
+            ),
+            *(area_size * _MOST_COPIES, data_size),
+        )
+        starts = [_PAGE]
+        for size in sizes:
+            starts.append(starts[-1] + -(-size // _PAGE) * _PAGE)
+        self._operations, self.areas, self._records, self._copies, self._data, end = starts
+        self._file = os.memfd_create("batch")
+        os.ftruncate(self._file, end)
+        self.memory = mmap.mmap(self._file, end)
+        command = [program, str(self._file), str(end), str(area_size)]
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=ENVIRONMENT,
+            pass_fds=[self._file],
+        )
+
+    def run(self, batch: Batch) -> tuple[list[tuple[int, int]], Iterator[bytes]]:
+        """Return each operation's result and vector, and the area after each save."""
+        memory = self.memory
+        operations = [operation for sequence in batch.sequences for operation in sequence]
+        saves = sum(1 for operation in operations if Kind.FXSAVE <= operation[0] <= Kind.XSAVES64)
+        assert len(operations) <= _MOST_OPERATIONS
+        assert saves <= _MOST_COPIES
+        packed = b"".join([OPERATION.pack(*operation) for operation in operations])
+        for start, data in (
+            (self._operations, packed),
+            (self.areas, b"".join(batch.areas)),
+            (self._data, batch.data),
+        ):
+            memory[start : start + len(data)] = data
+        places = self._operations, self.areas, self._records, self._copies, self._data
+        memory[: _BATCH.size] = _BATCH.pack(*places, len(operations), 0, 0)
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(b".")
+        assert self._child.stdout.read(1), f"the executor ended: {self._child.wait(timeout=10)}"
+        records = memory[self._records : self._records + _RECORD.size * len(operations)]
+        size = self.area_size
+        copies = (
+            memory[start : start + size] for start in range(self._copies, self._copies + saves * size, size)
+        )
+        return list(_RECORD.iter_unpack(records)), copies
+
+    def area(self, number: int) -> bytes:
+        """Return an area as the last batch left it."""
+        start = self.areas + number * self.area_size
+        return self.memory[start : start + self.area_size]
+
+    def close(self) -> None:
+        """End the child."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.close()
+        self._child.stdout.close()
+        self._child.wait(timeout=10)
+        self.memory.close()
+        os.close(self._file)
+
+
+def measured_behaviour(cpu: Cpu, program: Path) -> Behaviour:
+    """How this processor behaves, with the width of its x87 pointers, which CPUID does not tell, as measured."""
+    processor = Processor.under_linux(cpu)
+    generator = Generator(cpu, processor.xcr0, 0)
+    image = bytearray(generator.area_size)
+    image[0:4] = bytes.fromhex("7e030100")  # an invalid operation is flagged, and not masked
+    image[8:16] = _TELLING_POINTER.to_bytes(8, "little")
+    image[24:28] = MXCSR_INIT.to_bytes(4, "little")
+    steps: list[Operation] = [
+        (Kind.START, 0, 0, 0, 0, 3, 0),
+        (Kind.FXRSTOR64, 0, 0, 0, 0, 0, 0),
+        (Kind.FXSAVE64, 0, 0, 0, 0, 0, 1),
+    ]
+    executor = Executor(program, generator.area_size, 0)
+    _, copies = executor.run(Batch(0, [steps], [bytes(image), bytes(image), bytes(image)], b""))
+    pointer = int.from_bytes(next(copies)[8:16], "little")
+    executor.close()
+    widths = {_TELLING_POINTER: 64, _TELLING_POINTER | 0xFF << 56: 57, _TELLING_POINTER | 0xFFFF << 48: 48}
+    return dataclasses.replace(processor.behaviour, pointer_bits=widths[pointer])
+
+
+class _DifferenceError(Exception):
+    """The processor and the model disagree."""
+
+
+class Comparison:
+    """Runs batches on both and counts; ``differences`` has a line for each sequence that went apart.
+
+    ``counts`` has what the sequences contained and what was left to the processor to choose.
+    """
+
+    def __init__(self, processor: Processor, executor: Executor, generator: Generator) -> None:
+        self.processor = processor
+        self.executor = executor
+        self.generator = generator
+        self.differences: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.sequences = 0
+        self._mask = generator.compared
+        self._fresh = processor.snapshot()
+        self._areas: list[bytearray] = []
+        self._first = 0
+        self._data = b""
+
+    def run(self, sequences: int, *, most_differences: int = 20) -> None:
+        """Compare this many sequences, or fewer where that many went apart."""
+        wanted = self.sequences + sequences
+        while self.sequences < wanted and len(self.differences) < most_differences:
+            batch = self.generator.batch(min(SEQUENCES, wanted - self.sequences))
+            self._batch(batch)
+
+    def _batch(self, batch: Batch) -> None:
+        records, copies = self.executor.run(batch)
+        self._data = batch.data
+        at = 0
+        for number, sequence in enumerate(batch.sequences):
+            saves = sum(1 for operation in sequence if 1 <= operation[0] <= 9)
+            saved = [next(copies) for _ in range(saves)]
+            self._first = AREAS * number
+            self._areas = [bytearray(area) for area in batch.areas[self._first : self._first + AREAS]]
+            try:
+                self._sequence(sequence, records[at : at + len(sequence)], iter(saved))
+                self._final_areas()
+            except _DifferenceError as difference:
+                self.differences.append(f"batch {batch.number}, sequence {number}: {difference}")
+            at += len(sequence)
+            self.sequences += 1
+
+    def _sequence(
+        self, sequence: list[Operation], records: list[tuple[int, int]], saved: Iterator[bytes]
+    ) -> None:
+        self.processor.file = self._fresh.copy()
+        counts = self.counts
+        for step, (operation, (value, vector)) in enumerate(zip(sequence, records, strict=True)):
+            kind = operation[0]
+            counts[Kind(kind).name] += 1
+            try:
+                try:
+                    if 1 <= kind <= 9:
+                        self._save(operation, vector, next(saved))
+                    else:
+                        _PERFORM[kind](self, operation, value)
+                    raised, rule = 0, ""
+                except ProcessorFault as fault:
+                    raised, rule = fault.vector, fault.rule
+                if raised != vector:
+                    raise _DifferenceError(f"vector {vector}, the model says {raised} {rule}")
+            except _DifferenceError as difference:
+                raise _DifferenceError(f"step {step}, {Kind(kind).name} {operation}: {difference}") from None
+            if vector:
+                counts[f"vector {vector} {rule}".rstrip()] += 1
+                self._after_signal()
+
+    def _final_areas(self) -> None:
+        for number, area in enumerate(self._areas):
+            if area != self.executor.area(self._first + number):
+                found = _first_difference(area, self.executor.area(self._first + number))
+                raise _DifferenceError(f"area {number} at the end: {found}")
+
+    def _after_signal(self) -> None:
+        """A signal's frame and its return save and load the registers: pointers that nothing keeps are lost."""
+        file, behaviour = self.processor.file, self.processor.behaviour
+        if behaviour.pointers is Pointers.ZEROED and not pending(file.values[0]):
+            file.values[0] = without_pointers(file.values[0])
+        file.selectors = (0, 0)
+        if behaviour.tracks_values:
+            file.in_use &= file.not_initial() | ~self._mask
+
+    # Saves
+
+    def _save(self, operation: Operation, vector: int, saved: bytes) -> None:
+        kind, _, _, skew, _, mask, number = operation
+        area = self._areas[number - self._first]
+        address = self.executor.areas + number * self.executor.area_size + skew
+        before = bytes(area) if kind in _OPTIMISED else b""
+        if not vector and kind >= Kind.XSAVE:
+            self._follow_in_use(mask & self.processor.xcr0, saved, kind in _COMPACTED)
+        _SAVES[kind](self.processor, memoryview(area)[skew:], mask, address)
+        if area == saved:
+            if before and before != saved:
+                self._count_left_out(operation, before, saved)
+            return
+        if before:
+            self._follow_optimisation(operation, area, before, saved, address)
+        if area != saved:
+            self._follow_lost_pointers(area, saved)
+        if area != saved:
+            raise _DifferenceError(_first_difference(area, saved))
+
+    def _follow_in_use(self, rfbm: int, saved: bytes, compacted: bool) -> None:
+        file = self.processor.file
+        observed = _HEADER.unpack_from(saved, 512)[0] & rfbm
+        own = file.in_use & rfbm
+        if compacted and file.mxcsr != MXCSR_INIT:
+            observed = observed & ~_SSE | own & _SSE
+        self.counts["in-use bits"] += rfbm.bit_count()
+        if observed != own:
+            self._choose(file.in_use & ~rfbm | observed, observed ^ own)
+
+    def _choose(self, in_use: int, differing: int) -> None:
+        self.counts["in-use bits chosen otherwise"] += differing.bit_count()
+        for bit in range(differing.bit_length()):
+            if differing >> bit & 1:
+                self.counts[f"in-use bit {bit} chosen {in_use >> bit & 1}"] += 1
+        file = self.processor.file
+        if wrong := file.not_initial() & ~in_use & self._mask:
+            raise _DifferenceError(f"XINUSE {in_use:#x} lacks {wrong:#x}, which is not initial")
+        file.in_use = in_use
+
+    def _follow_optimisation(
+        self, operation: Operation, area: bytearray, before: bytes, saved: bytes, address: int
+    ) -> None:
+        """Where the model left a component out that the processor wrote, write it too."""
+        file = self.processor.file
+        left_out = unmodified(self.processor, address, 0) & operation[5] & file.in_use & self._mask
+        if not left_out:
+            return
+        whole = bytearray(before)
+        info, file.info = file.info, None
+        _SAVES[operation[0]](self.processor, whole, operation[5], address)
+        file.info = info
+        for _, spans in self._spans(left_out):
+            if any(area[span] != saved[span] for span in spans):
+                self.counts["optimisation not taken"] += 1
+                for span in spans:
+                    area[span] = whole[span]
+
+    def _count_left_out(self, operation: Operation, before: bytes, saved: bytes) -> None:
+        file = self.processor.file
+        address = self.executor.areas + operation[6] * self.executor.area_size
+        left_out = unmodified(self.processor, address, 0) & operation[5] & file.in_use & self._mask
+        for component, spans in self._spans(left_out & ~1):
+            if any(saved[span] != file.values[component][: span.stop - span.start] for span in spans):
+                self.counts["optimisation seen"] += 1
+
+    def _spans(self, mask: int) -> Iterator[tuple[int, tuple[slice, ...]]]:
+        layout = self.generator.standard
+        for place in layout.places:
+            if not mask >> place.component & 1:
+                continue
+            if place.component == Component.X87:
+                yield 0, (slice(0, 24), slice(32, 160))
+            else:
+                yield int(place.component), (slice(place.offset, place.end),)
+
+    def _follow_lost_pointers(self, area: bytearray, saved: bytes) -> None:
+        file, behaviour = self.processor.file, self.processor.behaviour
+        lost = behaviour.pointers is Pointers.ZEROED and pending(file.values[0])
+        if lost and saved[_POINTERS] == _NO_POINTERS and area[_POINTERS] == file.values[0][_POINTERS]:
+            self.counts["pointers lost"] += 1
+            file.values[0] = without_pointers(file.values[0])
+            area[_POINTERS] = _NO_POINTERS
+
+    # Everything else
+
+    def _start(self, operation: Operation, value: int) -> None:
+        pass
+
+    def _restore(self, operation: Operation, value: int) -> None:
+        kind, _, _, skew, _, mask, number = operation
+        area = self._areas[number - self._first]
+        address = self.executor.areas + number * self.executor.area_size + skew
+        _RESTORES[kind](self.processor, area if not skew else memoryview(area)[skew:], mask, address)
+
+    def _xgetbv(self, operation: Operation, value: int) -> None:
+        expected = self.processor.xgetbv(operation[5])
+        if operation[5] == 0:
+            if value != expected:
+                raise _DifferenceError(f"{value:#x}, the model says {expected:#x}")
+            return
+        file = self.processor.file
+        mxcsr = file.mxcsr != MXCSR_INIT
+        if mxcsr and not value & _SSE:
+            raise _DifferenceError(f"{value:#x} lacks bit 1, MXCSR is {file.mxcsr:#x}")
+        observed = value & self._mask
+        own = file.in_use & self._mask
+        if mxcsr:
+            observed = observed & ~_SSE | own & _SSE
+        self.counts["in-use bits"] += self._mask.bit_count()
+        if observed != own:
+            self._choose(file.in_use & ~self._mask | observed, observed ^ own)
+
+    def _move(self, operation: Operation, value: int) -> None:
+        kind, index, _, _, where, _, _ = operation
+        method, size = _MOVES[kind]
+        method(self.processor, index, self._data[where : where + size])
+
+    def _plain(self, operation: Operation, value: int) -> None:
+        _PLAIN[operation[0]](self.processor)
+
+    def _fldcw(self, operation: Operation, value: int) -> None:
+        self.processor.fldcw(operation[5])
+
+    def _ldmxcsr(self, operation: Operation, value: int) -> None:
+        self.processor.ldmxcsr(operation[5])
+
+    def _read(self, operation: Operation, value: int) -> None:
+        file = self.processor.file
+        x87 = file.values[0]
+        expected = {
+            Kind.STMXCSR: file.mxcsr,
+            Kind.FNSTCW: int.from_bytes(x87[0:2], "little"),
+            Kind.FNSTSW: int.from_bytes(x87[2:4], "little"),
+        }[Kind(operation[0])]
+        if value != expected:
+            raise _DifferenceError(f"{value:#x}, the model says {expected:#x}")
+
+    def _edit(self, operation: Operation, value: int) -> None:
+        _, _, length, _, where, data, number = operation
+        self._areas[number - self._first][where : where + length] = data.to_bytes(8, "little")[:length]
+
+    def _copy(self, operation: Operation, value: int) -> None:
+        _, _, length, _, where, data, number = operation
+        area = self._areas[number - self._first]
+        area[where : where + 8 * length] = self._data[data : data + 8 * length]
+
+
+def _first_difference(model: bytes | bytearray, processor: bytes) -> str:
+    at = next(
+        index for index, (mine, other) in enumerate(zip(model, processor, strict=True)) if mine != other
+    )
+    start = at & ~7
+    return f"byte {at}: {processor[start : start + 8].hex()}, the model has {bytes(model[start : start + 8]).hex()}"
+
+
+_COMPACTED = frozenset({Kind.XSAVEC, Kind.XSAVEC64, Kind.XSAVES64})
+_OPTIMISED = frozenset({Kind.XSAVEOPT, Kind.XSAVEOPT64})
+_SAVES = {
+    Kind.FXSAVE: lambda p, area, mask, address: p.fxsave(area, address=address, wide=False),
+    Kind.FXSAVE64: lambda p, area, mask, address: p.fxsave(area, address=address),
+    Kind.XSAVE: lambda p, area, mask, address: p.xsave(area, mask, address=address, wide=False),
+    Kind.XSAVE64: lambda p, area, mask, address: p.xsave(area, mask, address=address),
+    Kind.XSAVEC: lambda p, area, mask, address: p.xsavec(area, mask, address=address, wide=False),
+    Kind.XSAVEC64: lambda p, area, mask, address: p.xsavec(area, mask, address=address),
+    Kind.XSAVEOPT: lambda p, area, mask, address: p.xsaveopt(area, mask, address=address, wide=False),
+    Kind.XSAVEOPT64: lambda p, area, mask, address: p.xsaveopt(area, mask, address=address),
+    Kind.XSAVES64: lambda p, area, mask, address: p.xsaves(area, mask, address=address),
+}
+_RESTORES = {
+    Kind.FXRSTOR: lambda p, area, mask, address: p.fxrstor(area, address=address, wide=False),
+    Kind.FXRSTOR64: lambda p, area, mask, address: p.fxrstor(area, address=address),
+    Kind.XRSTOR: lambda p, area, mask, address: p.xrstor(area, mask, address=address, wide=False),
+    Kind.XRSTOR64: lambda p, area, mask, address: p.xrstor(area, mask, address=address),
+    Kind.XRSTORS64: lambda p, area, mask, address: p.xrstors(area, mask, address=address),
+}
+_MOVES = {
+    Kind.XMM: (Processor.move_xmm, 16),
+    Kind.VXMM: (Processor.move_vector, 16),
+    Kind.VYMM: (Processor.move_vector, 32),
+    Kind.VZMM: (Processor.move_vector, 64),
+    Kind.KMOV: (Processor.kmov, 8),
+    Kind.MMX: (Processor.move_mmx, 8),
+}
+_PLAIN = {
+    Kind.VZEROUPPER: Processor.vzeroupper,
+    Kind.VZEROALL: Processor.vzeroall,
+    Kind.FNINIT: Processor.fninit,
+    Kind.FNCLEX: Processor.fnclex,
+    Kind.EMMS: Processor.emms,
+}
+_C = Comparison
+_PERFORM = {
+    Kind.START: _C._start,
+    **dict.fromkeys(_RESTORES, _C._restore),
+    Kind.XGETBV: _C._xgetbv,
+    **dict.fromkeys(_MOVES, _C._move),
+    **dict.fromkeys(_PLAIN, _C._plain),
+    Kind.FLDCW: _C._fldcw,
+    Kind.LDMXCSR: _C._ldmxcsr,
+    **dict.fromkeys((Kind.STMXCSR, Kind.FNSTCW, Kind.FNSTSW), _C._read),
+    Kind.EDIT: _C._edit,
+    Kind.COPY: _C._copy,
+}

@@ -1,0 +1,220 @@
+"""The model of this processor, and this processor: the same registers, areas, results and exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from model_comparison import Comparison, Executor, compile_executor, measured_behaviour
+from model_sequences import DATA_SIZE, Generator, Kind
+from oracle import share
+
+from fpstate.arch import Cpu
+from fpstate.arch.component import COMPACTED_BIT
+from fpstate.engine.model import Behaviour, Processor, instruction, restore, save
+from fpstate.engine.model.machine import Machine, Places
+
+Compare = Callable[..., Comparison]
+
+FEATURES = {
+    **dict.fromkeys(("XSAVEC", "XSAVEC64"), "XSAVEC"),
+    **dict.fromkeys(("XSAVEOPT", "XSAVEOPT64"), "XSAVEOPT"),
+    **dict.fromkeys(("XSAVES64", "XRSTORS64"), "XSAVES"),
+    **dict.fromkeys(("VXMM", "VYMM", "VZEROUPPER", "VZEROALL"), "AVX"),
+    **{"VZMM": "AVX512F", "KMOV": "AVX512BW"},
+}
+"""What the instructions that not every processor has need."""
+
+
+@pytest.fixture(scope="module")
+def program(core: ModuleType, gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_executor(gcc, tmp_path_factory.mktemp("executor"))
+
+
+@pytest.fixture(scope="module")
+def behaviour(program: Path) -> Behaviour:
+    return measured_behaviour(Cpu.host(), program)
+
+
+@pytest.fixture
+def compare(program: Path, behaviour: Behaviour) -> Iterator[Compare]:
+    """Run sequences on both, and return what came of it."""
+    executors: list[Executor] = []
+
+    def run(sequences: int, *, seed: int, **limits: int) -> Comparison:
+        cpu = Cpu.host()
+        processor = Processor.under_linux(cpu, behaviour)
+        generator = Generator(cpu, processor.xcr0, seed)
+        executors.append(Executor(program, generator.area_size, DATA_SIZE))
+        comparison = Comparison(processor, executors[-1], generator)
+        comparison.run(sequences, **limits)
+        return comparison
+
+    yield run
+    for executor in executors:
+        executor.close()
+
+
+@pytest.mark.timeout(3600)
+def test_the_model_does_what_this_processor_does(compare):
+    """50,000 sequences in CI, 1,000,000 with FPSTATE_LONG=1."""
+    count = share(50_000, long=20)
+    comparison = compare(count, seed=1)
+    print(f"{comparison.sequences} sequences:", dict(sorted(comparison.counts.items())))
+    assert not comparison.differences, comparison.differences
+    assert comparison.sequences == count
+
+
+def test_the_sequences_contain_every_instruction_and_every_refusal_that_this_processor_has(compare):
+    counts, cpu = compare(6000, seed=2).counts, Cpu.host()
+    missing = {kind.name for kind in Kind if not counts[kind.name]}
+    assert missing == {kind for kind in missing if kind in FEATURES and not cpu.has(FEATURES[kind])}
+    rules = {"XS006", "XS007", "XS012", "XS015", "XS017"}
+    rules |= {"XS008", "XS009", "XS016"} if cpu.has("XSAVEC") else set()
+    assert not {rule for rule in rules if not counts[f"vector 13 {rule}"]}
+    assert counts["vector 16"]
+
+
+def test_what_is_left_to_the_processor_is_little(compare, behaviour):
+    """Where XINUSE goes by value, the model foretells nearly every bit of it; elsewhere it foretells the zeros."""
+    counts = compare(6000, seed=3).counts
+    assert counts["in-use bits"] > 10_000
+    if behaviour.tracks_values:
+        assert counts["in-use bits chosen otherwise"] < counts["in-use bits"] // 50
+
+
+def test_the_modified_optimisation_shows(compare):
+    if not Cpu.host().has("XSAVEOPT"):
+        pytest.skip("XSAVEOPT (CPUID.(0DH,1):EAX[0])")
+    counts = compare(6000, seed=4).counts
+    assert counts["optimisation seen"] > counts["optimisation not taken"]
+
+
+# Sabotaged models: each must be caught by the same comparison
+
+
+def _mxcsr_by_its_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = restore._load
+
+    def load(machine, area, rfbm, present, spans, mxcsr, wide):
+        standard = not area[527] & 0x80
+        genuine(machine, area, rfbm, present, spans, None if standard and not present & 2 else mxcsr, wide)
+
+    monkeypatch.setattr(restore, "_load", load)
+
+
+def _absent_components_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = restore._load
+
+    def load(machine, area, rfbm, present, *others):
+        genuine(machine, area, rfbm & present, present, *others)
+
+    monkeypatch.setattr(restore, "_load", load)
+
+
+def _xcomp_bv_of_what_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = save._put_compacted
+
+    def put(machine, area, rfbm, present, *others):
+        genuine(machine, area, rfbm, present, *others)
+        area[520:528] = (COMPACTED_BIT | present).to_bytes(8, "little")
+
+    monkeypatch.setattr(save, "_put_compacted", put)
+
+
+def _standard_offsets_in_the_compacted_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Places, "compacted", Places.standard)
+
+
+def _byte_528_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = restore._check_standard
+
+    def check(machine, area, present, xcomp_bv):
+        genuine(machine, bytes(area[:528]) + bytes(48), present, xcomp_bv)
+
+    monkeypatch.setattr(restore, "_check_standard", check)
+
+
+def _the_whole_of_xstate_bv(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = save._put_standard
+
+    def put(machine, area, rfbm, in_use, *others):
+        genuine(machine, area, rfbm, in_use, *others)
+        area[512:520] = (in_use & rfbm).to_bytes(8, "little")
+
+    monkeypatch.setattr(save, "_put_standard", put)
+
+
+def _mxcsr_left_out_where_sse_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save, "_MXCSR_CARRIERS", 2)
+
+
+def _what_was_modified_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save, "unmodified", lambda machine, address, xcomp_bv: (1 << 63) - 1)
+
+
+def _es_as_memory_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = restore.LOADED[0]
+
+    def load(area):
+        value = genuine(area)
+        return value[:2] + area[2:4] + value[4:]
+
+    monkeypatch.setattr(restore, "LOADED", {**restore.LOADED, 0: load})
+
+
+def _fninit_leaves_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instruction, "_physical", lambda value: value[32:160])
+
+
+def _mxcsr_without_reserved_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        restore, "_checked_mxcsr", lambda machine, area: int.from_bytes(area[24:28], "little")
+    )
+
+
+def _a_misaligned_area_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "check_alignment", lambda *arguments: None)
+
+
+def _rfbm_without_xcr0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XRSTOR initialises everything, asked for or not."""
+    genuine = restore.xrstor
+
+    def xrstor(machine: Machine, area, rfbm, *others):
+        genuine(machine, area, machine.xcr0, *others)
+
+    monkeypatch.setattr(restore, "xrstor", xrstor)
+
+
+SABOTAGES = {
+    "MXCSR comes with XSTATE_BV[1] alone": _mxcsr_by_its_bit,
+    "absent components are kept": _absent_components_kept,
+    "XSAVEC states what is in use in XCOMP_BV": _xcomp_bv_of_what_is_in_use,
+    "the compacted format has the standard offsets": _standard_offsets_in_the_compacted_format,
+    "byte 528 is not checked": _byte_528_not_checked,
+    "XSAVE writes the whole of XSTATE_BV": _the_whole_of_xstate_bv,
+    "XSAVE of AVX leaves MXCSR out": _mxcsr_left_out_where_sse_is_not_asked_for,
+    "XSAVEOPT leaves out what was modified": _what_was_modified_is_left_out,
+    "ES and B are loaded from memory": _es_as_memory_has_it,
+    "FNINIT leaves the stack's slots": _fninit_leaves_the_slots,
+    "MXCSR's reserved bits are not checked": _mxcsr_without_reserved_bits,
+    "a misaligned area is taken": _a_misaligned_area_is_taken,
+    "XRSTOR does not look at EDX:EAX": _rfbm_without_xcr0,
+}
+NEEDED = {
+    "XSAVEC states what is in use in XCOMP_BV": "XSAVEC",
+    "the compacted format has the standard offsets": "XSAVEC",
+    "XSAVEOPT leaves out what was modified": "XSAVEOPT",
+}
+
+
+@pytest.mark.parametrize("wrong", SABOTAGES)
+def test_a_wrong_model_is_caught(compare, monkeypatch, wrong):
+    if wrong in NEEDED and not Cpu.host().has(NEEDED[wrong]):
+        pytest.skip(f"{NEEDED[wrong]} (CPUID leaf 0DH, sub-leaf 1)")
+    SABOTAGES[wrong](monkeypatch)
+    comparison = compare(5000, seed=5, most_differences=3)
+    assert len(comparison.differences) >= 3
