@@ -121,7 +121,7 @@ make_root() {
     guest_python -m compileall -q --invalidation-mode unchecked-hash -s "$folder/package" -p /site "$folder/package"
     rm -rf "$folder/package/bin"
     cp -R "$folder/package/." "$folder/root/site/"
-    for tests in conftest.py hardware integration; do # what runs in the machine chooses
+    for tests in conftest.py hardware integration vm; do # what runs in the machine chooses
         cp -R "$project/tests/$tests" "$folder/root/tests/"
     done
     find "$folder/root/tests" -name __pycache__ -type d -prune -exec rm -rf {} +
