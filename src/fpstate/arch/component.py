@@ -239,3 +239,16 @@ def xcr0_problem(mask: int, supported: int) -> str | None:
     if mask & MPX and mask & mask_of(_C.APX):
         return "APX lies where MPX would: the two cannot be enabled together"
     return None
+
+
+def xcr0_complete(mask: int) -> int:
+    """Return what of a mask XSETBV takes: groups that are incomplete are left out whole, x87 is put in.
+
+    KVM does so with TILECFG where TILEDATA is not permitted (``kvm_get_filtered_xcr0``, Linux 6.4).
+    """
+    mask |= 1
+    for _ in _XCR0_RULES:
+        for rule in _XCR0_RULES:
+            if rule.all_of & ~mask:
+                mask &= ~rule.some_of
+    return mask

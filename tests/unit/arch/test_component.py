@@ -14,6 +14,7 @@ from fpstate.arch.component import (
     mask_names,
     mask_of,
     mask_text,
+    xcr0_complete,
     xcr0_problem,
 )
 
@@ -117,3 +118,25 @@ def test_legal_xcr0(mask: int) -> None:
 )
 def test_illegal_xcr0(mask: int, why: str) -> None:
     assert why in (xcr0_problem(mask, EVERYTHING) or "")
+
+
+@pytest.mark.parametrize(
+    ("mask", "complete"),
+    [
+        (0x602E7, 0x602E7),
+        (0x202E7, 0x2E7),
+        (0x402E7, 0x2E7),
+        (0xE0 | 0x3, 0x3),
+        (0x67, 0x7),
+        (0xF, 0x7),
+        (0x4, 0x1),
+        (0, 0x1),
+    ],
+)
+def test_incomplete_groups_are_left_out_of_xcr0(mask: int, complete: int) -> None:
+    assert xcr0_complete(mask) == complete
+    assert xcr0_problem(complete, 0x602FF) is None
+
+
+def test_each_of_them_is_refused_as_it_is() -> None:
+    assert all(xcr0_problem(mask, 0x602FF) for mask in (0x202E7, 0x402E7, 0xE3, 0x67, 0xF, 0x4, 0))
