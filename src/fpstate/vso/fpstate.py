@@ -86,8 +86,11 @@ class Fpstate:
     def restore(self, processor: LiveRegisters) -> None:
         """Make the registers this state: XFD first, then every component, what it lacks becoming initial.
 
-        Of a confidential state XFD alone (``restore_fpregs_from_fpstate``, ``xfd_update_state``).
+        Of a confidential state XFD alone (``restore_fpregs_from_fpstate``, ``xfd_update_state``). Raises VsoError
+        where another processor's registers are this state now.
         """
+        if self.loaded_on not in (None, processor):
+            raise VsoError("this state is in another processor's registers", help="switch it out there first")
         processor.xfd = self.xfd
         if not self.confidential:
             processor.restore(self.vso.image(), self.manager.config.kernel_max.features & ~PKRU)

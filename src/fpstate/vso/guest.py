@@ -39,12 +39,15 @@ class GuestFpu:
 
     It starts with the guest default, of which CET_S is a part, and with IA32_XFD 0, as after a reset. ``uabi_size``
     are the bytes of an export: 4096, or more once a dynamic component was enabled. ``xfd_err`` is the guest's
-    IA32_XFD_ERR, ``pkru`` its PKRU. ``confidential``: the registers are encrypted (SEV-ES, TDX).
+    IA32_XFD_ERR, ``pkru`` its PKRU. ``permitted`` narrows the default. ``confidential``: the registers are
+    encrypted (SEV-ES, TDX).
     """
 
-    def __init__(self, manager: Manager, *, confidential: bool = False) -> None:
+    def __init__(self, manager: Manager, *, permitted: int | None = None, confidential: bool = False) -> None:
         config = manager.config
         default = config.guest_default.features & manager.permissions.mask(Kind.GUEST)
+        if permitted is not None:
+            default &= permitted
         vso = manager.create(Kind.GUEST, permitted=default)
         self.manager = manager
         self.fpstate = Fpstate(manager, vso, confidential=confidential)

@@ -99,6 +99,12 @@ class Permissions:
             Kind.GUEST: config.guest_default.features & self.policy,
         }
 
+    def inherited(self) -> Permissions:
+        """Return what a forked process starts with: the same, the guest's lock included (``fpu_inherit_perms``)."""
+        child = Permissions(self.config, policy=self.policy, ia32=self.ia32)
+        child._masks = dict(self._masks)
+        return child
+
     @property
     def guest_frozen(self) -> bool:
         """Whether guest permission can no longer grow."""

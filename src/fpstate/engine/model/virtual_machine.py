@@ -1,0 +1,72 @@
+"""Guests in the kernel model: a task's vCPU, entered and left with its own XCR0, IA32_XSS, IA32_XFD and PKRU.
+
+Source: Linux ``arch/x86/kvm/x86.c`` (``kvm_load_guest_fpu``, ``kvm_load_guest_xsave_state`` and their twins).
+"""
+
+from __future__ import annotations
+
+from fpstate.arch.component import INDEPENDENT, LEGACY, xcr0_complete
+from fpstate.engine.model.kernel import Core, Kernel
+from fpstate.engine.model.task import Task, Vm
+from fpstate.errors import FpStateError, VsoError
+from fpstate.vso.guest import GuestFpu
+
+
+def create_vcpu(
+    kernel: Kernel, task: Task, *, xcr0: int | None = None, permitted: int | None = None
+) -> GuestFpu:
+    """Make a task the thread of a vCPU (KVM_CREATE_VCPU); the first freezes the process's guest permission.
+
+    ``xcr0``: what the guest enables of what it may use (None: all of it). ``permitted`` narrows that.
+    """
+    guest = GuestFpu(task.manager, permitted=permitted)
+    task.vm = Vm(guest, 0, 0)
+    _enable_all(kernel, task.vm)
+    if xcr0 is not None:
+        task.vm.xcr0 = xcr0
+    return guest
+
+
+def set_cpuid(kernel: Kernel, task: Task, features: int) -> None:
+    """Let a guest see dynamic components, and enable them (KVM_SET_CPUID2); raises PermissionDenied."""
+    vm = _vm(task)
+    vm.guest.enable_features(features)
+    _enable_all(kernel, vm)
+
+
+def enter_guest(kernel: Kernel, core: Core) -> None:
+    """Run the guest from here on: its state for the host's where that is still in, then VM entry."""
+    task = kernel.running(core)
+    vm = _vm(task)
+    if not task.fpu.guest_active:
+        task.fpu.pkru = core.registers.pkru
+        task.fpu.enter(vm.guest, core.registers)
+    vm.enter(core.registers)
+
+
+def leave_guest(kernel: Kernel, core: Core) -> None:
+    """Run the host again: VM exit, then the host's state for the guest's."""
+    task = kernel.running(core)
+    vm = _vm(task)
+    vm.exit(core.registers, task.fpu.pkru)
+    try:
+        task.fpu.leave(vm.guest, core.registers)
+    except FpStateError as refusal:
+        kernel.kill(core, refusal)
+        raise
+
+
+def write_guest_xfd(kernel: Kernel, core: Core, value: int) -> None:
+    """WRMSR of IA32_XFD in a guest, which KVM intercepts. Raises UnsupportedComponent (#GP in the guest)."""
+    _vm(kernel.running(core)).guest.update_xfd(value)
+
+
+def _enable_all(kernel: Kernel, vm: Vm) -> None:
+    vm.xcr0 = xcr0_complete(kernel.config.xcr0 & (vm.guest.user_xfeatures | LEGACY))
+    vm.xss = kernel.config.xss & vm.guest.xfeatures & ~INDEPENDENT
+
+
+def _vm(task: Task) -> Vm:
+    if task.vm is None:
+        raise VsoError(f"{task.name} runs no guest", help="create_vcpu() first")
+    return task.vm

@@ -1,0 +1,158 @@
+"""Signals in the kernel model: the handler starts initial, the frame brings everything back, bad frames kill."""
+
+import pytest
+
+from fpstate.arch import Component, Cpu, Layout, mask_of
+from fpstate.engine.model import signals
+from fpstate.engine.model.kernel import Core, Kernel
+from fpstate.engine.model.signals import deliver_signal, sigreturn
+from fpstate.errors import ImageError, VsoError
+from fpstate.image import Image
+from fpstate.vso.task import INIT_PKRU
+
+pytest.importorskip(
+    "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"
+)
+
+TILEDATA = mask_of(Component.TILEDATA)
+PROCESSORS = ("zen1", "haswell", "knights-landing", "skylake-sp", "sapphire-rapids", "diamond-rapids-model")
+USER = {"xmm3": 7, "mxcsr": 0x1FA0, "fctrl": 0x0F7F, "st0": 0x4000_C90F_DAA2_2168_C235}
+WIDE = {"zmm31": 0x7777, "k1": 3, "pkru": 0x30, "tmm2": 1 << 8000}
+
+
+class Handled:
+    """A task with registers of its own, and a signal that comes."""
+
+    def __init__(self, name: str) -> None:
+        self.kernel = Kernel(Cpu.catalog(name))
+        (self.core,) = self.kernel.cores
+        self.task = self.kernel.spawn()
+        self.kernel.switch(self.core, self.task)
+        self.written = USER
+        if self.kernel.config.init_xfd:
+            self.kernel.request(self.task, Component.TILEDATA)
+            self.written = USER | WIDE
+        self.write(self.written)
+
+    def write(self, values: dict[str, int]) -> None:
+        for register, value in values.items():
+            self.kernel.run(self.core, lambda cpu, name=register, new=value: cpu.write(name, new))
+
+    def read(self, values: dict[str, int]) -> dict[str, int]:
+        return {name: self.core.processor.read(name) for name in values}
+
+    def frame(self) -> bytes:
+        return deliver_signal(self.kernel, self.core)
+
+
+@pytest.fixture
+def spr() -> Handled:
+    return Handled("sapphire-rapids")
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_handler_starts_initial_and_the_return_brings_everything_back(name):
+    handled = Handled(name)
+    handled.frame()
+    assert handled.core.registers.in_use & ~mask_of(Component.PKRU) == 0
+    handled.write({"xmm3": 99, "mxcsr": 0x1F81})
+    sigreturn(handled.kernel, handled.core)
+    assert handled.read(handled.written) == handled.written
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_switch_inside_the_handler_loses_neither(name):
+    handled = Handled(name)
+    other = handled.kernel.spawn()
+    handled.frame()
+    handled.write({"xmm3": 99})
+    handled.kernel.switch(handled.core, other)
+    handled.kernel.switch(handled.core, handled.task)
+    assert handled.read({"xmm3": 99, "mxcsr": 0x1F80}) == {"xmm3": 99, "mxcsr": 0x1F80}
+    sigreturn(handled.kernel, handled.core)
+    assert handled.read(handled.written) == handled.written
+
+
+def test_a_handler_that_keeps_the_registers_would_be_seen(spr, monkeypatch):
+    monkeypatch.setattr(type(spr.core.registers), "restore", lambda self, image, rfbm: None)
+    spr.frame()
+    assert spr.core.registers.in_use & ~mask_of(Component.PKRU)
+
+
+def test_supervisor_components_stay_in_both_directions(spr):
+    spr.write({"pl3_ssp": 0x1000})
+    spr.frame()
+    assert spr.read({"pl3_ssp": 0}) == {"pl3_ssp": 0x1000}
+    spr.write({"pl3_ssp": 0x2000})
+    sigreturn(spr.kernel, spr.core)
+    assert spr.read({"pl3_ssp": 0}) == {"pl3_ssp": 0x2000}
+
+
+def test_the_handler_has_the_pkru_of_a_new_program_and_the_frame_the_old_one(spr):
+    for value in (0x30, 0):
+        spr.write({"pkru": value})
+        frame = spr.frame()
+        assert spr.read({"pkru": 0}) == {"pkru": INIT_PKRU}
+        assert int.from_bytes(frame[512:520], "little") >> Component.PKRU & 1
+        sigreturn(spr.kernel, spr.core)
+        assert spr.read({"pkru": 0}) == {"pkru": value}
+
+
+def test_the_frame_is_as_large_as_the_task_has_grown():
+    assert len(Handled("sapphire-rapids").frame()) == 11008
+    kernel = Kernel(Cpu.catalog("sapphire-rapids"))
+    kernel.switch(kernel.cores[0], kernel.spawn())
+    assert len(deliver_signal(kernel, kernel.cores[0])) == 2816
+
+
+def test_signals_nest(spr):
+    spr.frame()
+    spr.write({"zmm31": 1})
+    spr.frame()
+    spr.write({"zmm31": 2})
+    sigreturn(spr.kernel, spr.core)
+    assert spr.read({"zmm31": 0}) == {"zmm31": 1}
+    sigreturn(spr.kernel, spr.core)
+    assert spr.read(spr.written) == spr.written
+    with pytest.raises(VsoError, match="no signal handler"):
+        sigreturn(spr.kernel, spr.core)
+
+
+def test_a_changed_frame_changes_the_registers_and_what_it_lacks_is_initial(spr):
+    frame = spr.frame()
+    layout = Layout.standard(spr.kernel.cpu, spr.task.fpu.fpstate.user_xfeatures)
+    image = Image(bytearray(frame), layout)
+    image.registers["k1"] = 12
+    without_pkru = image.xstate_bv & ~mask_of(Component.PKRU, Component.TILEDATA)
+    image.store.view[512:520] = without_pkru.to_bytes(8, "little")
+    sigreturn(spr.kernel, spr.core, image.to_bytes())
+    assert spr.read({"k1": 0, "pkru": 0, "tmm2": 0}) == {"k1": 12, "pkru": 0, "tmm2": 0}
+
+
+@pytest.mark.parametrize(("offset", "value"), [(519, 1), (520, 1), (26, 1)])
+def test_frames_that_the_processor_refuses_kill_the_task_before_it_sees_them(spr, monkeypatch, offset, value):
+    frame = bytearray(spr.frame())
+    frame[offset] = value
+    monkeypatch.setattr(type(spr.core.processor), "xrstor", None)
+    with pytest.raises(ImageError) as caught:
+        sigreturn(spr.kernel, spr.core, bytes(frame))
+    assert caught.value.offset is not None
+    assert spr.task.killed is caught.value
+    assert spr.core.registers.in_use == 0
+
+
+def test_without_that_check_the_processor_would_fault(spr, monkeypatch):
+    class Accepted:
+        refusals = ()
+
+    monkeypatch.setattr(signals, "predict", lambda *arguments: Accepted)
+    frame = bytearray(spr.frame())
+    frame[520] = 1
+    with pytest.raises(Exception, match="#GP"):
+        sigreturn(spr.kernel, spr.core, bytes(frame))
+
+
+def test_core_is_the_place_of_the_signal():
+    kernel = Kernel(Cpu.catalog("zen4"))
+    with pytest.raises(VsoError, match="no task"):
+        deliver_signal(kernel, Core(kernel.cores[0].registers))
