@@ -10,9 +10,13 @@ from typing import Any, Final
 
 from fpstate.arch.cpu import Cpu
 from fpstate.command.mix import Mix, choose
+from fpstate.command.quantity import count
 from fpstate.engine.guest import GuestEngine
 from fpstate.errors import FpStateError
 from fpstate.vso.manager import Manager
+
+EACH: Final = "each"
+"""What ``--kvm-vcpus`` takes for a KVM vCPU for every guest."""
 
 Options = argparse.Namespace
 
@@ -39,12 +43,26 @@ def _native(manager: Manager, options: Options) -> GuestEngine[Any]:
     return NativeEngine(manager, timeout=options.timeout / 1e9)
 
 
+def _kvm(manager: Manager, options: Options) -> GuestEngine[Any]:
+    from fpstate.engine.kvm.engine import KvmEngine
+
+    each = options.kvm_vcpus == EACH
+    vcpus = None if each else options.kvm_vcpus
+    return KvmEngine(manager, timeout=options.timeout / 1e9, vcpus=vcpus or options.processors, each=each)
+
+
 ENGINES: Final[Mapping[str, EngineChoice]] = MappingProxyType(
     {
         "native": EngineChoice(_native, _programs),
+        "kvm": EngineChoice(_kvm, _programs, options=("kvm_vcpus",)),
     }
 )
 """Every engine by the name that ``--engine`` takes."""
+
+
+def kvm_vcpus(text: str) -> int | str:
+    """Read the value of ``--kvm-vcpus``: a count, or ``each``."""
+    return EACH if text == EACH else count(text)
 
 
 def chosen(options: Options) -> EngineChoice:

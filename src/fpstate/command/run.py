@@ -15,7 +15,7 @@ from typing import Any
 
 from fpstate.arch.component import mask_text
 from fpstate.arch.cpu import Cpu
-from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen
+from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen, kvm_vcpus
 from fpstate.command.mix import Job, Mix
 from fpstate.command.quantity import count, duration, nanoseconds, quantum, size
 from fpstate.engine.guest import Guest, GuestEngine
@@ -64,11 +64,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "run",
         help="run many vCPUs on few processors, check every result, look for leaks",
-        description="Run guest programs on the real FPU, as user-mode vCPUs in this process (trusted code only: a "
-        "guest shares the memory of this process). Without PROGRAM: a mix of the built-in ones.",
+        description="Run guest programs on the real FPU: as user-mode vCPUs in this process (trusted code only: a "
+        "guest shares the memory of this process), or in a virtual machine (--engine kvm). Without PROGRAM: a mix of "
+        "the built-in ones.",
     )
     parser.add_argument("program", nargs="*", metavar="PROGRAM", help="built-in name, ELF file or flat .bin")
     parser.add_argument("--engine", choices=ENGINES, default="native", help="what runs them (native)")
+    parser.add_argument("--kvm-vcpus", type=kvm_vcpus, metavar="N|each",
+                        help="KVM vCPUs that the guests share, or one for each (as many as --processors)")  # fmt: skip
     parser.add_argument("--vcpus", type=count, default=1000, metavar="N", help="how many contexts (1000)")
     parser.add_argument(
         "--quantum", type=quantum, default=100_000, metavar="TIME", help="preempt after (100us)"
@@ -204,6 +207,7 @@ def text(outcome: Outcome) -> list[str]:
         f"{data['vcpus']} vCPUs on {outcome.processors} processor{'s' * (outcome.processors > 1)}, "
         f"{cpu.vendor} family {cpu.family} model {cpu.model}, {mask_text(enabled)}",
         "",
+        f"  engine        {outcome.engine}",
         f"  finished      {data['finished']} of {data['vcpus']} in {outcome.seconds:.2f} s, "
         f"{data['faults']} ended by a fault or limit",
         f"  results       {data['checked']} checked, {data['wrong']} wrong",

@@ -17,6 +17,13 @@ class Availability:
 def availability() -> tuple[Availability, ...]:
     """Return every engine of this build."""
     from fpstate.engine import native
+    from fpstate.engine.kvm import engine as kvm
 
-    reason = native.missing()
-    return (Availability("native", reason is None, reason or "user-mode vCPUs in this process"),)
+    return (
+        _availability("native", native.missing(), "user-mode vCPUs in this process"),
+        _availability("kvm", kvm.missing(), "guests on KVM vCPUs"),
+    )
+
+
+def _availability(name: str, lacking: str | None, description: str) -> Availability:
+    return Availability(name, lacking is None, lacking or description)

@@ -43,10 +43,7 @@ class GuestMemory:
         """
         size = pages(size)
         program_size = pages(program.size)
-        stack_size = size - program_size - BLOCK_SIZE
-        if stack_size < STACK_MINIMUM:
-            program.check_fits(max(0, size - BLOCK_SIZE - STACK_MINIMUM))
-            raise ProgramError(program.name, f"does not fit into {size} bytes with its stack and its block")
+        stack_size = room_for_stack(program, size)
         from fpstate._core import Memory
 
         memory = Memory(size)
@@ -72,13 +69,26 @@ class GuestMemory:
         return address - self.base if inside else address
 
 
-def _protect(memory: Memory, program: Program, start: int) -> None:
-    """Give each page what the segments on it need; a page that two share gets what either needs."""
+def room_for_stack(program: Program, size: int) -> int:
+    """Return the bytes that program and block leave of ``size``, whole pages; raises ProgramError for too few."""
+    stack_size = size - pages(program.size) - BLOCK_SIZE
+    if stack_size < STACK_MINIMUM:
+        program.check_fits(max(0, size - BLOCK_SIZE - STACK_MINIMUM))
+        raise ProgramError(program.name, f"does not fit into {size} bytes with its stack and its block")
+    return stack_size
+
+
+def page_rights(program: Program) -> dict[int, tuple[bool, bool]]:
+    """Return for each page of a program whether it is writable, executable; one that two segments share is either."""
     rights: dict[int, tuple[bool, bool]] = {}
     for segment in program.segments:
         first, end = segment.offset // PAGE_SIZE, -(-(segment.offset + segment.memory_size) // PAGE_SIZE)
         for page in range(first, end):
             writable, executable = rights.get(page, (False, False))
             rights[page] = (writable or segment.writable, executable or segment.executable)
-    for page, (writable, executable) in rights.items():
+    return rights
+
+
+def _protect(memory: Memory, program: Program, start: int) -> None:
+    for page, (writable, executable) in page_rights(program).items():
         memory.protect(start + page * PAGE_SIZE, PAGE_SIZE, writable, executable)

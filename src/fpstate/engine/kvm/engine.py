@@ -1,0 +1,186 @@
+"""The KVM engine: guests in a virtual machine, each with memory of its own, on few KVM vCPUs or one for each.
+
+A guest cannot reach the host's memory or another guest's: it runs at CPL 3 on page tables that map its own memory and
+two read-only pages. It leaves by a port write; exceptions are caught by handlers that it cannot reach.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+
+from fpstate.arch.component import LEGACY, USER_SUPPORTED, Component, mask_of, mask_text
+from fpstate.engine.kvm.abi import CPUID_ENTRY, CPUID_HEADER
+from fpstate.engine.kvm.arena import Arena
+from fpstate.engine.kvm.carrier import CarrierPool
+from fpstate.engine.kvm.context import FSGSBASE, OSXSAVE
+from fpstate.engine.kvm.device import Device
+from fpstate.engine.kvm.exchange import PKRU, Exchange
+from fpstate.engine.kvm.guest import KvmGuest
+from fpstate.engine.kvm.queue import KvmQueue
+from fpstate.engine.kvm.space import GuestSpace
+from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
+from fpstate.engine.kvm.ticker import blocked_in_guests, tick_signal
+from fpstate.engine.kvm.vcpu import Machine
+from fpstate.engine.memory import DEFAULT_MEMORY
+from fpstate.errors import FpStateError, PoolExhausted, UnsupportedHere, VsoError
+from fpstate.program.block import Block
+from fpstate.program.load import Program
+from fpstate.vso.manager import Manager
+from fpstate.vso.permission import Kind
+from fpstate.vso.vso import Vso
+
+_TOGETHER = (
+    mask_of(Component.OPMASK, Component.ZMM_HI256, Component.HI16_ZMM),
+    mask_of(Component.TILECFG, Component.TILEDATA),
+    mask_of(Component.BNDREGS, Component.BNDCSR),
+)
+"""What XCR0 has together or not at all (SDM vol. 1, 13.3)."""
+_AVX = mask_of(Component.AVX)
+
+
+def missing(path: str | None = None) -> str | None:
+    """Return what this machine lacks for the engine, or None where it works."""
+    try:
+        with _open(path) as device:
+            _supported_xcr0(device, device.supported_cpuid())
+    except UnsupportedHere as error:
+        return error.missing
+    except FpStateError as error:
+        return str(error)
+    return None
+
+
+def valid_xcr0(components: int) -> int:
+    """Return the largest XCR0 within ``components`` that XSETBV takes; x87 and SSE are always in it."""
+    for together in _TOGETHER:
+        if components & together != together:
+            components &= ~together
+    if not components & _AVX:
+        components &= ~_TOGETHER[0]
+    return components | LEGACY
+
+
+class KvmEngine:
+    """Makes guests and run queues for one manager, in one virtual machine; close it in the end.
+
+    ``vcpus``: how many KVM vCPUs the guests share (default: one for each processor), or ``each`` gives each its own.
+    ``timeout``: the processor time in seconds that each guest may use (None: no limit). Raises UnsupportedHere with
+    what this machine lacks, or where the manager lays states out as another processor than this one does.
+    """
+
+    name = "kvm"
+    kind = Kind.GUEST
+
+    def __init__(
+        self, manager: Manager, *, timeout: float | None = None, vcpus: int | None = None, each: bool = False
+    ) -> None:
+        self.manager = manager
+        self.each = each
+        self.limit_ns = max(1, int(timeout * 1e9)) if timeout else 0
+        self.tick = tick_signal()
+        device = _open(None)
+        closing: weakref.finalize[[], KvmEngine] = weakref.finalize(self, device.close)
+        cpuid = device.supported_cpuid()
+        supported = _supported_xcr0(device, cpuid)
+        self.exchange = self._exchange(supported & manager.config.cpu.user_mask, device.xsave_size)
+        self.managed = self.exchange.mask & ~PKRU
+        self._cr4 = _cr4(cpuid)
+        machine = Machine(device)
+        self.arena = Arena(machine)
+        closing.detach()
+        self._finalizer: weakref.finalize[..., KvmEngine] = weakref.finalize(
+            self, _close, device, machine, self.arena
+        )
+        self._shared = self.arena.take(SHARED_SIZE)
+        self._shared.write(0, shared_pages())
+        most = device.capability("KVM_CAP_MAX_VCPUS") or device.capability("KVM_CAP_NR_VCPUS") or 4
+        limit = most if each else min(vcpus or len(os.sched_getaffinity(0)), most)
+        blocked = blocked_in_guests(self.tick)
+        self.carriers = CarrierPool(machine, cpuid, self.exchange, blocked, limit)
+
+    def _exchange(self, mask: int, size: int) -> Exchange:
+        return Exchange(self.manager, mask, size)
+
+    def vcpu(
+        self,
+        program: Program,
+        *,
+        seed: int = 0,
+        argument: int = 0,
+        input: bytes = b"",
+        kind: Kind | None = None,
+        permitted: int | None = None,
+        memory_size: int = DEFAULT_MEMORY,
+    ) -> KvmGuest:
+        """Return a new guest that will run a program from its start, with a new VSO.
+
+        Raises ProgramError when the program does not fit its memory, UnsupportedHere when this machine lacks what it
+        needs, PoolExhausted when there is no memory for it, and what ``Manager.create`` raises.
+        """
+        self.check_open()
+        lacking = program.features & ~self.managed
+        if lacking:
+            raise UnsupportedHere(f"{program.name} needs {mask_text(lacking)}")
+        vso = self.manager.create(kind or self.kind, permitted=permitted)
+        features = vso.permitted & self.managed & USER_SUPPORTED
+        block = Block(seed=seed, argument=argument, features=features, input=input)
+        try:
+            space = GuestSpace.place(self.arena, self._shared, program, block, memory_size)
+            return KvmGuest(self, vso, program, space, self._cr4)
+        except BaseException as error:
+            self.manager.free(vso)
+            if isinstance(error, MemoryError | OSError):
+                raise PoolExhausted(f"no memory for a guest of {memory_size} bytes: {error}") from error
+            raise
+
+    def queue(self) -> KvmQueue:
+        """Return an empty queue for one host thread."""
+        return KvmQueue(self)
+
+    def xcr0_for(self, vso: Vso) -> int:
+        """Return the XCR0 that a guest gets: what it may use. Whether it is enforced is up to KVM."""
+        return valid_xcr0(vso.permitted & self.managed)
+
+    def check_open(self) -> None:
+        """Raise VsoError after ``close``."""
+        if not self._finalizer.alive:
+            raise VsoError("this engine was closed", help="make another KvmEngine")
+
+    def close(self) -> None:
+        """Close the virtual machine and its memory; may be called again. No queue may be running."""
+        self._finalizer()
+
+
+def _open(path: str | None) -> Device:
+    return Device(path) if path else Device()
+
+
+def _close(device: Device, machine: Machine, arena: Arena) -> None:
+    machine.close()
+    arena.close()
+    device.close()
+
+
+def _supported_xcr0(device: Device, cpuid: bytearray) -> int:
+    """Return what guests may have in XCR0: from CPUID where KVM does not tell. Raises UnsupportedHere without XSAVE."""
+    eax, _, _, edx = _leaf(cpuid, 0xD, 0)
+    if not eax:
+        raise UnsupportedHere("XSAVE in guests (KVM_GET_SUPPORTED_CPUID, leaf 0DH)")
+    told = device.supported_xcr0
+    return eax | edx << 32 if told is None else told
+
+
+def _cr4(cpuid: bytearray) -> int:
+    """Return the optional bits of CR4 that KVM_SET_SREGS takes with this CPUID."""
+    _, _, ecx, _ = _leaf(cpuid, 1, 0)
+    _, ebx, _, _ = _leaf(cpuid, 7, 0)
+    return (OSXSAVE if ecx >> 26 & 1 else 0) | (FSGSBASE if ebx & 1 else 0)
+
+
+def _leaf(cpuid: bytearray, function: int, index: int) -> tuple[int, int, int, int]:
+    for leaf, subleaf, _, *registers in CPUID_ENTRY.iter_unpack(bytes(cpuid[CPUID_HEADER.size :])):
+        if (leaf, subleaf) == (function, index):
+            eax, ebx, ecx, edx = registers
+            return eax, ebx, ecx, edx
+    return 0, 0, 0, 0

@@ -1,0 +1,40 @@
+"""Which component an instruction needs, where XCR0 forbids it: enough of the encoding to tell #UD from a denial."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fpstate.arch.component import Component, mask_of
+
+LONGEST: Final = 15
+"""Bytes of the longest instruction (SDM vol. 2, 2.3.11)."""
+AVX: Final = mask_of(Component.AVX)
+AVX512: Final = mask_of(Component.OPMASK, Component.ZMM_HI256, Component.HI16_ZMM)
+_PREFIXES: Final = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67))
+_VEX2, _VEX3, _EVEX = 0xC5, 0xC4, 0x62
+_MAP_0F: Final = 1
+_OPMASK_0F: Final = frozenset((*range(0x41, 0x4C), *range(0x90, 0x94), 0x98, 0x99))
+"""VEX-coded instructions on k0 to k7 in map 0F; KSHIFT* are 30H to 33H in map 0F3A (SDM vol. 2, appendix A)."""
+_OPMASK_0F3A: Final = frozenset(range(0x30, 0x34))
+
+
+def denied_component(code: bytes, xcr0: int) -> int | None:
+    """Return the first component that an instruction needs and ``xcr0`` lacks; None where that is not its trouble."""
+    needed = _needed(code.lstrip(bytes(_PREFIXES)))
+    lacking = needed & ~xcr0
+    return (lacking & -lacking).bit_length() - 1 if lacking else None
+
+
+def _needed(code: bytes) -> int:
+    if len(code) < 4:
+        return 0
+    if code[0] == _EVEX:
+        return AVX | AVX512
+    if code[0] == _VEX2:
+        return AVX | (AVX512 if code[2] in _OPMASK_0F else 0)
+    if code[0] == _VEX3:
+        table = (
+            _OPMASK_0F if code[1] & 0x1F == _MAP_0F else _OPMASK_0F3A if code[1] & 0x1F == 3 else frozenset()
+        )
+        return AVX | (AVX512 if code[3] in table else 0)
+    return 0

@@ -1,0 +1,258 @@
+"""The guests of one host thread, run in turn on KVM vCPUs."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fpstate.arch.component import component_name, mask_text
+from fpstate.engine.kvm.carrier import Carrier
+from fpstate.engine.kvm.guest import KvmGuest
+from fpstate.engine.kvm.opcode import LONGEST, denied_component
+from fpstate.engine.kvm.ticker import Ticker
+from fpstate.engine.kvm.trap import INVALID_OPCODE, SIMD_ERROR, X87_ERROR, Stop, Why, signal_of
+from fpstate.errors import FpStateError, PermissionDenied, PermissionRequestError, PoolExhausted, VsoError
+from fpstate.program.block import FINISHED, YIELD
+from fpstate.vso.scheduler import RunReport
+from fpstate.vso.vcpu import Exit, ExitKind
+
+if TYPE_CHECKING:
+    from fpstate.engine.kvm.engine import KvmEngine
+
+_BUDGET_NS = 20_000_000
+_SHORTEST_NS = 10_000
+_SAMPLES = 1 << 16
+
+
+class KvmQueue:
+    """Loads a guest, runs it for a quantum, saves it, and goes on to the next; made by ``KvmEngine.queue``."""
+
+    def __init__(self, engine: KvmEngine) -> None:
+        self.engine = engine
+        self._ready: deque[KvmGuest] = deque()
+        self._current: KvmGuest | None = None
+        self._switches = self._preemptions = self._yields = self._saves = 0
+        self._samples: deque[int] = deque(maxlen=_SAMPLES)
+        self._left_at = 0
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def add(self, vcpu: KvmGuest) -> None:
+        """Put a guest behind all others. Raises VsoError where it ended, or is in a queue already."""
+        if vcpu.exit is not None:
+            raise VsoError(
+                f"{vcpu.name} has ended: {vcpu.exit}", help="make another vCPU to run the program again"
+            )
+        if vcpu.queued:
+            raise VsoError(f"{vcpu.name} is in a queue already", help="remove it from there first")
+        vcpu.queued = True
+        self._ready.append(vcpu)
+
+    def remove(self, vcpu: KvmGuest) -> None:
+        """Take a guest out, as it is; another queue may run it. Raises VsoError where it is not in this one."""
+        if vcpu not in self._ready:
+            raise VsoError(f"{vcpu.name} is not in this queue")
+        self._ready.remove(vcpu)
+        vcpu.queued = False
+
+    def clear(self) -> None:
+        """Take all guests out."""
+        for vcpu in list(self._ready):
+            self.remove(vcpu)
+
+    def run(self, quantum_ns: int, budget_ns: int, max_slices: int = 0) -> KvmGuest | None:
+        """Run until a guest ends, and return it; None when budget or slices are used up or none can run.
+
+        Signals to the thread wait until this returns. A KeyboardInterrupt, or what another signal's handler raises,
+        leaves a queue that can be run again; a guest that ended at that moment is told by its ``exit`` alone.
+        """
+        self.engine.check_open()
+        end = time.monotonic_ns() + budget_ns
+        switches, saves = self._switches, self._saves
+        last = self._switches + max_slices
+        try:
+            with Ticker(self.engine.tick) as ticker, self._shared_carrier(budget_ns) as carrier:
+                while self._ready and (carrier or self.engine.each):
+                    left = end - time.monotonic_ns()
+                    ended = self._slice(ticker, carrier, min(quantum_ns, max(left, _SHORTEST_NS)))
+                    if ended:
+                        return ended
+                    if left <= 0 or (max_slices and self._switches >= last):
+                        break
+            return None
+        finally:
+            self._left_at = 0
+            self.engine.manager.count_switches(self._saves - saves, self._switches - switches)
+
+    def run_slices(self, quantum_ns: int, slices: int) -> list[KvmGuest]:
+        """Run about so many slices, or until none can run; returns the guests that ended."""
+        ended = []
+        end = self._switches + slices
+        while len(self) and self._switches < end:
+            vcpu = self.run(quantum_ns, _BUDGET_NS, end - self._switches)
+            if vcpu:
+                ended.append(vcpu)
+        return ended
+
+    def report(self) -> RunReport:
+        """Return what was done so far, with the last 65536 switch times."""
+        return RunReport(
+            switches=self._switches,
+            preemptions=self._preemptions,
+            yields=self._yields,
+            switch_ns=tuple(map(float, self._samples)),
+        )
+
+    @contextmanager
+    def _shared_carrier(self, budget_ns: int) -> Iterator[Carrier | None]:
+        """Borrow a KVM vCPU for all guests; none where each has its own, or none is free in time."""
+        carrier = None if self.engine.each else self.engine.carriers.borrow(budget_ns / 1e9)
+        try:
+            yield carrier
+        finally:
+            if carrier:
+                self.engine.carriers.give_back(carrier)
+
+    def _slice(self, ticker: Ticker, shared: Carrier | None, quantum_ns: int) -> KvmGuest | None:
+        """Run the first guest once; return it where it ended, else put it behind the others."""
+        guest = self._ready[0]
+        carrier = shared
+        try:
+            carrier = shared or self._own_carrier(guest)
+            self._enter(ticker, carrier, guest, quantum_ns)
+            ended = self._settle(carrier, guest)
+        except FpStateError as error:
+            ended = _refusal(guest, error)
+        except MemoryError:
+            exhausted = PoolExhausted(f"no memory for {mask_text(guest.vso.in_use)} of {guest.name}")
+            ended = Exit(ExitKind.REFUSED, error=exhausted)
+        except BaseException:
+            self._recover(carrier, guest)
+            raise
+        return self._conclude(guest, ended)
+
+    def _enter(self, ticker: Ticker, carrier: Carrier, guest: KvmGuest, quantum_ns: int) -> None:
+        if carrier.resident is not guest or guest.changed or not self.engine.each:
+            carrier.load(guest)
+            guest.changed = False
+        ticker.arm(quantum_ns)
+        guest.slices += 1
+        self._switches += 1
+        started = time.thread_time_ns()
+        if self._left_at:
+            self._samples.append(time.perf_counter_ns() - self._left_at)
+        guest.entered = True
+        try:
+            carrier.run()
+        finally:
+            self._left_at = time.perf_counter_ns()
+            guest.used_ns += time.thread_time_ns() - started
+            ticker.disarm()
+
+    def _settle(self, carrier: Carrier, guest: KvmGuest) -> Exit | None:
+        """Save a guest that was entered and tell how it ended, or None where it goes on."""
+        stop, slack = carrier.save(guest)
+        guest.entered = False
+        self._saves += 1
+        guest.slack = guest.slack + 1 if slack else 0
+        ended = self._exit_of(stop, carrier, guest)
+        shrink_after = self.engine.manager.shrink_after
+        if ended is None and shrink_after and guest.slack >= shrink_after:
+            self.engine.manager.park(guest.vso)
+            guest.slack = 0
+        return ended
+
+    def _conclude(self, guest: KvmGuest, ended: Exit | None) -> KvmGuest | None:
+        if ended:
+            guest.end(ended)
+            self.remove(guest)
+            return guest
+        self._ready.rotate(-1)
+        return None
+
+    def _recover(self, carrier: Carrier | None, guest: KvmGuest) -> None:
+        """Settle a guest in the midst of which an exception came; its KVM vCPU still has its state."""
+        if guest.ending:
+            guest.end(guest.ending)
+        elif guest.entered and carrier:
+            try:
+                ended = self._settle(carrier, guest)
+            except FpStateError as error:
+                ended = _refusal(guest, error)
+            if ended:
+                guest.end(ended)
+        if guest.exit and guest.queued:
+            self.remove(guest)
+
+    def _own_carrier(self, guest: KvmGuest) -> Carrier:
+        if guest.carrier is None:
+            guest.carrier = self.engine.carriers.borrow(0)
+        if guest.carrier is None:
+            limit = self.engine.carriers.limit
+            raise PoolExhausted(f"no KVM vCPU for {guest.name}: a virtual machine has at most {limit} here")
+        return guest.carrier
+
+    def _exit_of(self, stop: Stop, carrier: Carrier, guest: KvmGuest) -> Exit | None:
+        rip = guest.relative(guest.context["rip"])
+        match stop.why:
+            case Why.UNEXPECTED:
+                return Exit(ExitKind.REFUSED, rip=rip, error=_unexpected(stop, guest))
+            case Why.FAULT:
+                return _fault(stop, carrier, guest)
+            case Why.LEFT if stop.operation != YIELD:
+                kind = ExitKind.FINISHED if stop.operation == FINISHED else ExitKind.FAILED
+                return Exit(kind, code=stop.operation)
+            case Why.LEFT:
+                self._yields += 1
+            case Why.PREEMPTED:
+                guest.preemptions += 1
+                self._preemptions += 1
+        if self.engine.limit_ns and guest.used_ns > self.engine.limit_ns:
+            return Exit(ExitKind.EXPIRED, rip=rip)
+        return None
+
+
+def _refusal(guest: KvmGuest, error: FpStateError) -> Exit:
+    rip = guest.relative(guest.context["rip"]) if guest.space else 0
+    if isinstance(error, PermissionRequestError):
+        return Exit(ExitKind.DENIED, code=error.component, rip=rip, error=error)
+    return Exit(ExitKind.REFUSED, rip=rip, error=error)
+
+
+def _unexpected(stop: Stop, guest: KvmGuest) -> FpStateError:
+    return FpStateError(
+        f"{stop.reason} at {guest.relative(stop.rip):#x}, which no guest of this engine should cause"
+    )
+
+
+def _fault(stop: Stop, carrier: Carrier, guest: KvmGuest) -> Exit:
+    if stop.vector == INVALID_OPCODE:
+        component = denied_component(guest.memory.code(stop.rip, LONGEST), guest.xcr0)
+        if component is not None and not guest.vso.permitted >> component & 1:
+            message = f"{component_name(component)} was used, and only {mask_text(guest.vso.permitted)} is permitted"
+            raise PermissionDenied(component, message)
+    status, unmasked = _float_status(stop.vector, carrier.image)
+    signal, code = signal_of(stop, status, unmasked)
+    return Exit(
+        ExitKind.FAULT,
+        signal=signal,
+        si_code=code,
+        vector=stop.vector,
+        error_code=stop.error_code,
+        address=guest.relative(stop.address),
+        rip=guest.relative(stop.rip),
+    )
+
+
+def _float_status(vector: int, image: bytearray) -> tuple[int, int]:
+    """Return exception flags and which are unmasked, of the unit that raised #MF or #XM."""
+    if vector == X87_ERROR:
+        return int.from_bytes(image[2:4], "little"), ~int.from_bytes(image[0:2], "little")
+    if vector == SIMD_ERROR:
+        mxcsr = int.from_bytes(image[24:28], "little")
+        return mxcsr, ~(mxcsr >> 7)
+    return 0, 0

@@ -1,0 +1,265 @@
+"""One guest on one vCPU: started, stopped at any instruction, checkpointed, and gone on with elsewhere."""
+
+from __future__ import annotations
+
+import struct
+import time
+from types import TracebackType
+from typing import Self
+
+from fpstate.arch.component import USER_SUPPORTED
+from fpstate.engine.kvm.abi import (
+    CPUID_ENTRY,
+    CPUID_HEADER,
+    EXIT_IO,
+    REGS_SIZE,
+    RUN_IO,
+    RUN_UNION,
+    SEGMENT,
+    SEGMENTS,
+    SREGS_SIZE,
+)
+from fpstate.engine.kvm.arena import Arena
+from fpstate.engine.kvm.context import FSGSBASE, OSXSAVE, SREGS, Context
+from fpstate.engine.kvm.destination import Destination
+from fpstate.engine.kvm.device import Device
+from fpstate.engine.kvm.reset import reset
+from fpstate.engine.kvm.space import START, GuestSpace
+from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
+from fpstate.engine.kvm.ticker import Ticker, blocked_in_guests, tick_signal
+from fpstate.engine.kvm.transfer import LoadReport, load, save
+from fpstate.engine.kvm.trap import Stop, Why, read_stop
+from fpstate.engine.kvm.vcpu import Machine
+from fpstate.engine.memory import DEFAULT_MEMORY
+from fpstate.errors import ProgramError, VsoError
+from fpstate.program.block import YIELD, Block
+from fpstate.program.load import Program, Segment
+from fpstate.vso.checkpoint import GENERAL, Checkpoint, GeneralRegisters, SavedState, pieces_of
+
+_LONGEST_SLICE = 20_000_000
+_STEPS_OUT = 1000
+
+
+class Session:
+    """A machine with one vCPU, and at most one guest on it; use it in a ``with``.
+
+    Between two guests the vCPU is reset and its registers are looked at (``reset``), so that one session can run
+    many guests one after the other. Raises UnsupportedHere without a usable /dev/kvm.
+    """
+
+    def __init__(self, device: Device | None = None) -> None:
+        self._own_device = device is None
+        self.device = Device() if device is None else device
+        self.machine: Machine | None = None
+        self.arena: Arena | None = None
+        self.space: GuestSpace | None = None
+        self.context = Context()
+        self.name = ""
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close everything; may be called again."""
+        if self.machine is not None:
+            self.machine.close()
+        if self.arena is not None:
+            self.arena.close()
+        if self._own_device:
+            self.device.close()
+
+    def start(
+        self, program: Program, *, seed: int = 0, argument: int = 0, memory_size: int = DEFAULT_MEMORY,
+        clean: bool = True,
+    ) -> None:  # fmt: skip
+        """Put a program at its entry, on a vCPU that was reset.
+
+        ``clean`` False leaves floating-point registers and XCR0 as they are: for looking at what is in them. Raises
+        ProgramError, KvmError, ResetIncomplete.
+        """
+        features = self.destination.guest_xcr0 & USER_SUPPORTED | 3
+        block = Block(seed=seed, argument=argument, features=features)
+        if clean:
+            reset(self.vcpu, destination=self.destination)
+        self._place(program, block, memory_size)
+        assert self.space is not None
+        self._set_context(
+            Context.start(
+                root=self.space.root,
+                entry=self.space.entry,
+                stack=self.space.stack_top,
+                argument=self.space.block,
+                cr4=self._cr4,
+            )
+        )
+
+    def run(self, nanoseconds: int) -> Stop:
+        """Run the guest for so long, or until it leaves by itself; the signals of this thread wait until then."""
+        with Ticker(self._tick) as ticker:
+            ticker.arm(max(1, nanoseconds))
+            return self._enter()
+
+    def finish(self, seconds: float = 10.0) -> Block:
+        """Run the guest to its end and return its block. Raises VsoError where it ends by a fault or takes too long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            stop = self.run(_LONGEST_SLICE)
+            if stop.why is Why.PREEMPTED or (stop.why is Why.LEFT and stop.operation == YIELD):
+                continue
+            if stop.why is not Why.LEFT or stop.operation:
+                raise VsoError(f"{self.name} did not finish: {stop}")
+            assert self.space is not None
+            return self.space.read_block(self.name)
+        raise VsoError(f"{self.name} did not finish within {seconds} s")
+
+    def checkpoint(self) -> SavedState:
+        """Return the guest between two of its instructions; it can go on here all the same."""
+        space = self._settled()
+        block, registers = space.read_block(self.name), self.context
+        memory = space.piece.read(space.own, space.size)
+        return SavedState(
+            save(self.vcpu, destination=self.destination),
+            Checkpoint(
+                program=self.name,
+                seed=block.seed,
+                argument=block.argument,
+                features=block.features,
+                memory_start=START,
+                memory_size=space.size,
+                base=space.base,
+                block=space.block,
+                registers=GeneralRegisters(
+                    tuple(registers[name] for name in GENERAL),
+                    *(registers["rip"], registers["rflags"], _base(registers, "fs"), _base(registers, "gs")),
+                ),
+                memory=pieces_of(START, memory),
+            ),
+        )
+
+    def resume(self, saved: SavedState, *, allow_loss: int = 0) -> LoadReport:
+        """Load a checkpoint, so that ``run`` and ``finish`` go on with it; returns what was loaded.
+
+        Raises ProgramError where its memory is laid out as no guest's here is, and what ``load`` raises; the guest
+        that was here is gone then, and none is there.
+        """
+        checkpoint = saved.checkpoint
+        if checkpoint is None:
+            raise ProgramError("state", "it belongs to no program: there is nothing to go on with")
+        reset(self.vcpu, destination=self.destination)
+        report = load(self.vcpu, saved.state, allow_loss=allow_loss, destination=self.destination)
+        size = checkpoint.block - checkpoint.base
+        if size <= 0:
+            raise ProgramError(checkpoint.program, f"its block at {checkpoint.block:#x} lies below its code")
+        room = Program(checkpoint.program, (Segment(0, b"", size, writable=True, executable=True),), 0)
+        self._place(room, Block(), checkpoint.memory_size)
+        space = self.space
+        assert space is not None
+        if (START, space.base, space.block) != (checkpoint.memory_start, checkpoint.base, checkpoint.block):
+            self._drop()
+            raise ProgramError(checkpoint.program, "its memory begins elsewhere than guests have it here")
+        space.piece.write(space.own, checkpoint.memory_bytes())
+        registers = checkpoint.registers
+        context = Context.start(root=space.root, entry=registers.rip, stack=0, argument=0, cr4=self._cr4)
+        for name, value in zip(GENERAL, registers.general, strict=True):
+            context[name] = value
+        context["rflags"] = registers.rflags
+        _set_base(context, "fs", registers.fs_base)
+        _set_base(context, "gs", registers.gs_base)
+        self._set_context(context)
+        return report
+
+    def _open(self) -> None:
+        self.machine = Machine(self.device)
+        self.arena = Arena(self.machine)
+        self._shared = self.arena.take(SHARED_SIZE)
+        self._shared.write(0, shared_pages())
+        self.vcpu = self.machine.vcpu()
+        self.destination = Destination.of(self.vcpu, supported_xcr0=self.device.supported_xcr0)
+        self._tick = tick_signal()
+        self.vcpu.set_signal_mask(blocked_in_guests(self._tick))
+        self._cr4 = _cr4(self.vcpu.cpuid())
+
+    def _place(self, program: Program, block: Block, size: int) -> None:
+        self._drop()
+        assert self.arena is not None
+        self.space = GuestSpace.place(self.arena, self._shared, program, block, size)
+        self.name = program.name
+
+    def _drop(self) -> None:
+        space, self.space = self.space, None
+        if space is not None and self.arena is not None:
+            self.arena.give(space.piece)
+
+    def _enter(self) -> Stop:
+        """Run once, finish what the exit left open, and read why it came."""
+        assert self.space is not None
+        reason = self.vcpu.run()
+        io = RUN_IO.unpack_from(self.vcpu.shared, RUN_UNION)[:4]
+        if reason == EXIT_IO:
+            self.vcpu.immediate_exit = True
+            try:
+                self.vcpu.run()
+            finally:
+                self.vcpu.immediate_exit = False
+        self._get_context()
+        stop = read_stop(reason, io, self.context, self.space)
+        if reason == EXIT_IO:
+            self._set_context(self.context)
+        return stop
+
+    def _settled(self) -> GuestSpace:
+        """Return the space of a guest that is in its own code; a tick may have come in a handler."""
+        if self.space is None:
+            raise VsoError("no guest is here")
+        for _ in range(_STEPS_OUT):
+            if self.context.cpl == 3:
+                return self.space
+            self.run(1)
+        raise VsoError(f"{self.name} does not leave its exception handler")
+
+    def _get_context(self) -> None:
+        data = self.context.data
+        data[:REGS_SIZE] = self.vcpu.regs()
+        data[SREGS : SREGS + SREGS_SIZE] = self.vcpu.sregs()
+
+    def _set_context(self, context: Context) -> None:
+        there = Context()
+        there.data[SREGS : SREGS + SREGS_SIZE] = self.vcpu.sregs()
+        context["apic_base"] = there["apic_base"]
+        self.vcpu.set_sregs(context.data[SREGS : SREGS + SREGS_SIZE])
+        self.vcpu.set_regs(context.data[:REGS_SIZE])
+        self.context = context
+
+
+def _cr4(cpuid: bytearray) -> int:
+    """Return what a guest's CR4 needs beyond that of every guest."""
+    count, _ = CPUID_HEADER.unpack_from(cpuid)
+    for index in range(count):
+        function, subleaf, _, _, ebx, *_ = CPUID_ENTRY.unpack_from(
+            cpuid, CPUID_HEADER.size + index * CPUID_ENTRY.size
+        )
+        if (function, subleaf) == (7, 0):
+            return OSXSAVE | (FSGSBASE if ebx & 1 else 0)
+    return OSXSAVE
+
+
+def _base_at(segment: str) -> int:
+    return SREGS + SEGMENT.size * SEGMENTS.index(segment)
+
+
+def _base(context: Context, segment: str) -> int:
+    return int(struct.unpack_from("<Q", context.data, _base_at(segment))[0])
+
+
+def _set_base(context: Context, segment: str, value: int) -> None:
+    struct.pack_into("<Q", context.data, _base_at(segment), value)
