@@ -27,11 +27,11 @@ def xgetbv(machine: Machine, index: int) -> int:
         return machine.xcr0
     if index != 1 or not machine.cpu.has("XGETBV1"):
         raise fault(PROTECTION, f"XGETBV of register {index}", "SDM Vol. 2, XGETBV")
-    in_use = machine.file.in_use
+    in_use = machine.in_use()
     if machine.file.mxcsr != MXCSR_INIT:
         in_use |= _SSE
-    if not machine.behaviour.shows_disabled:
-        in_use &= ~machine.xfd
+    if machine.behaviour.shows_disabled:
+        in_use |= machine.file.in_use & machine.xfd
     return in_use & machine.xcr0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from fpstate.arch.component import (
@@ -16,14 +18,19 @@ from fpstate.arch.component import (
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.model.behaviour import Behaviour
-from fpstate.engine.model.fault import NOT_AVAILABLE, UNDEFINED, fault
+from fpstate.engine.model.fault import NOT_AVAILABLE, UNDEFINED, fault, refusal
 from fpstate.engine.model.register_file import RegisterFile
 
 SWITCHED: Final = LEGACY | AVX512 | mask_of(Component.AVX)
 """Components whose instructions raise #NM while CR0.TS is set (SDM Vol. 3, 2.5); those of AMX do not."""
 GATED: Final = AVX512 | AMX | mask_of(Component.AVX, Component.BNDREGS, Component.BNDCSR, Component.APX)
 """Components whose instructions raise #UD unless XCR0 enables them (SDM Vol. 1, 13.3)."""
+_HI16_ZMM: Final = mask_of(Component.HI16_ZMM)
 ALL: Final = (1 << 64) - 1
+REACHED: Final[Mapping[int, int]] = MappingProxyType(
+    {Component.SSE: 128, Component.AVX: 128, Component.ZMM_HI256: 256, Component.HI16_ZMM: 0}
+)
+"""Bytes of these components that exist outside 64-bit mode: registers 0 to 7 (SDM Vol. 1, 13.5)."""
 
 
 class Span(NamedTuple):
@@ -35,28 +42,38 @@ class Span(NamedTuple):
     end: int
 
 
+Spans = tuple[Span, ...]
+
+
 class Places:
     """Where the extended components of masks lie, by format, kept once they were worked out."""
 
     def __init__(self, cpu: Cpu) -> None:
         self._cpu = cpu
-        self._standard: dict[int, tuple[tuple[Span, ...], int]] = {}
-        self._compacted: dict[int, tuple[tuple[Span, ...], int]] = {}
+        self._standard: dict[int, tuple[Spans, int]] = {}
+        self._compacted: dict[int, tuple[Spans, int]] = {}
 
-    def standard(self, mask: int) -> tuple[tuple[Span, ...], int]:
+    def standard(self, mask: int) -> tuple[Spans, int]:
         """Return the spans of a mask in the standard format, and how many bytes an area with them has."""
         if mask not in self._standard:
             self._standard[mask] = _spans(Layout.standard(self._cpu, mask))
         return self._standard[mask]
 
-    def compacted(self, mask: int) -> tuple[tuple[Span, ...], int]:
+    def compacted(self, mask: int) -> tuple[Spans, int]:
         """Return the same for the compacted format with an XCOMP_BV of ``mask``."""
         if mask not in self._compacted:
             self._compacted[mask] = _spans(Layout.compacted(self._cpu, mask))
         return self._compacted[mask]
 
 
-def _spans(layout: Layout) -> tuple[tuple[Span, ...], int]:
+def reached(spans: Spans) -> Spans:
+    """Return the spans with no more of each component than exists outside 64-bit mode."""
+    return tuple(
+        span._replace(end=min(span.end, span.start + REACHED.get(span.component, span.end))) for span in spans
+    )
+
+
+def _spans(layout: Layout) -> tuple[Spans, int]:
     spans = tuple(
         Span(int(place.component), 1 << place.component, place.offset, place.end)
         for place in sorted(layout.places, key=lambda place: place.component)
@@ -69,7 +86,8 @@ class Machine:
     """A processor's mode and control registers, after power-up: XCR0 = 1, IA32_XSS = 0, IA32_XFD = 0, CPL 0.
 
     ``cpl`` is the privilege level, ``task_switched`` CR0.TS, ``osxsave`` CR4.OSXSAVE, ``alignment_check``
-    whether CR0.AM and EFLAGS.AC are both set, ``non_root`` whether it runs in VMX non-root operation.
+    whether CR0.AM and EFLAGS.AC are both set, ``non_root`` whether it runs in VMX non-root operation,
+    ``long_mode`` whether it is in 64-bit mode.
     Change them freely. ``xcr0``, ``xss`` and ``xfd`` are for XSETBV and WRMSR to change, which check them.
     """
 
@@ -87,6 +105,7 @@ class Machine:
         self.osxsave = True
         self.alignment_check = False
         self.non_root = False
+        self.long_mode = True
 
     def need(self, *features: str) -> None:
         """Raise #UD where the processor lacks an instruction, or where CR4.OSXSAVE is clear; #NM for CR0.TS."""
@@ -109,19 +128,19 @@ class Machine:
             raise fault(NOT_AVAILABLE, "CR0.TS is set", "SDM Vol. 3, 2.5")
         self.held_back(components & self.xcr0)
 
-    def held_back(self, components: int) -> None:
+    def held_back(self, components: int, rule: str = "") -> None:
         """Raise #NM and set IA32_XFD_ERR where IA32_XFD holds some of these components back."""
         if held := components & self.xfd:
             self.xfd_err = held
-            raise fault(NOT_AVAILABLE, f"IA32_XFD holds back {mask_text(held)}", "SDM Vol. 1, 13.14")
+            reason = f"IA32_XFD holds back {mask_text(held)}"
+            if rule:
+                raise refusal(rule, reason, vector=NOT_AVAILABLE)
+            raise fault(NOT_AVAILABLE, reason, "SDM Vol. 1, 13.14")
 
-    def user_rfbm(self, requested: int) -> int:
-        """RFBM of a user instruction: EDX:EAX and XCR0."""
-        return requested & self.xcr0
-
-    def supervisor_rfbm(self, requested: int) -> int:
-        """RFBM of XSAVES and XRSTORS: EDX:EAX and XCR0 or IA32_XSS."""
-        return requested & (self.xcr0 | self.xss)
+    def in_use(self) -> int:
+        """XINUSE as saves take it: without what IA32_XFD holds back, and ZMM16 to ZMM31 outside 64-bit mode."""
+        in_use = self.file.in_use & ~self.xfd
+        return in_use if self.long_mode else in_use & ~_HI16_ZMM
 
     def selectors(self) -> tuple[int, int]:
         """FCS and FDS as a save without REX.W writes them."""

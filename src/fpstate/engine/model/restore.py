@@ -6,7 +6,6 @@ docs/rules.md; a processor may have loaded a part before it faults, which the mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from fpstate.arch.component import COMPACTED_BIT, LEGACY_SIZE, MIN_SIZE, Component, mask_of, mask_text
@@ -27,7 +26,7 @@ from fpstate.engine.model.area import (
 from fpstate.engine.model.behaviour import Pointers
 from fpstate.engine.model.contents import LOADED, X87_SIZE, pending, with_canonical_pointers, with_pointers_of
 from fpstate.engine.model.fault import PROTECTION, fault, refusal
-from fpstate.engine.model.machine import Machine, Span
+from fpstate.engine.model.machine import REACHED, Machine, Spans, reached
 from fpstate.engine.model.register_file import RestoreInfo
 from fpstate.engine.model.supervisor import check_supervisor
 from fpstate.image.control import MXCSR_INIT
@@ -43,7 +42,7 @@ def fxrstor(machine: Machine, area: Area | bytes, address: int | None, wide: boo
     check_length(area, LEGACY_SIZE, "XS001")
     mxcsr = _checked_mxcsr(machine, area)
     _load_x87(machine, area, wide)
-    machine.file.put(Component.SSE, bytes(area[SSE_START:SSE_END]))
+    _load_sse(machine, area)
     machine.file.mxcsr = mxcsr
 
 
@@ -61,7 +60,7 @@ def xrstor(machine: Machine, area: Area | bytes, rfbm: int, address: int | None,
     mxcsr = _checked_mxcsr(machine, area) if rfbm & _MXCSR_CARRIERS else None
     spans, size = machine.places.standard(rfbm)
     check_length(area, size, "XS002")
-    machine.held_back(rfbm & present)
+    machine.held_back(rfbm & present, "XS018")
     _load(machine, area, rfbm, present, spans, mxcsr, wide)
     _remember(machine, rfbm, address, 0)
 
@@ -95,8 +94,8 @@ def _restore_compacted(
     mxcsr = _checked_mxcsr(machine, area) if loads_mxcsr else MXCSR_INIT if rfbm & _SSE else None
     spans, _ = machine.places.compacted(held)
     check_length(area, max((MIN_SIZE, *(s.end for s in spans if rfbm & present & s.bit))), "XS002")
-    machine.held_back(rfbm & present)
     check_supervisor(machine, area, rfbm, present, spans)
+    machine.held_back(rfbm & present, "XS018")
     _load(machine, area, rfbm, present, spans, mxcsr, wide)
     _remember(machine, rfbm, address, xcomp_bv)
 
@@ -133,7 +132,7 @@ def _load(
     area: Area | bytes,
     rfbm: int,
     present: int,
-    spans: Sequence[Span],
+    spans: Spans,
     mxcsr: int | None,
     wide: bool,
 ) -> None:
@@ -142,24 +141,44 @@ def _load(
     if loaded & _X87:
         _load_x87(machine, area, wide)
     if loaded & _SSE:
-        file.put(Component.SSE, bytes(area[SSE_START:SSE_END]))
+        _load_sse(machine, area)
     if mxcsr is not None:
         file.mxcsr = mxcsr
-    for component, bit, start, end in spans:
+    for component, bit, start, end in spans if machine.long_mode else reached(spans):
         if loaded & bit:
             value = bytes(area[start:end])
+            if component in REACHED and not machine.long_mode:
+                value += file.values[component][len(value) :]
             convert = LOADED.get(component)
             file.put(component, convert(value) if convert else value)
     absent = rfbm & ~present
     while absent:
         low = absent & -absent
-        file.initialise(low.bit_length() - 1)
+        _initialise(machine, low.bit_length() - 1)
         absent ^= low
+
+
+def _initialise(machine: Machine, component: int) -> None:
+    file = machine.file
+    if machine.long_mode or component not in REACHED:
+        file.initialise(component)
+    else:
+        size = REACHED[component]
+        file.put(component, file.initial[component][:size] + file.values[component][size:])
+
+
+def _load_sse(machine: Machine, area: Area | bytes) -> None:
+    if machine.long_mode:
+        machine.file.put(Component.SSE, bytes(area[SSE_START:SSE_END]))
+    else:
+        size = REACHED[Component.SSE]
+        upper = machine.file.values[Component.SSE][size:]
+        machine.file.put(Component.SSE, bytes(area[SSE_START : SSE_START + size]) + upper)
 
 
 def _load_x87(machine: Machine, area: Area | bytes, wide: bool) -> None:
     value = LOADED[Component.X87](bytes(area[:X87_SIZE]))
-    if not wide:
+    if not (wide and machine.long_mode):
         value = machine.take_selectors(value)
     else:
         machine.file.selectors = (0, 0)

@@ -5,7 +5,6 @@ Sources: SDM Vol. 1, 10.5.1 and 13.7 to 13.11, and the instructions' pages in Vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from fpstate.arch.component import COMPACTED_BIT, LEGACY_SIZE, MIN_SIZE, Component, mask_of
@@ -25,7 +24,7 @@ from fpstate.engine.model.area import (
 from fpstate.engine.model.behaviour import Pointers
 from fpstate.engine.model.contents import CONTROL_SIZE, SLOTS, X87_SIZE, narrow, pending, without_pointers
 from fpstate.engine.model.fault import PROTECTION, fault
-from fpstate.engine.model.machine import Machine, Span
+from fpstate.engine.model.machine import REACHED, Machine, Spans, reached
 from fpstate.image.control import MXCSR_INIT
 
 _X87: Final = 1
@@ -44,14 +43,14 @@ def fxsave(machine: Machine, area: Area, address: int | None, wide: bool) -> Non
     check_length(area, LEGACY_SIZE, "XS001")
     _put_x87(machine, area, wide)
     _put_mxcsr(machine, area)
-    area[SSE_START:SSE_END] = machine.file.values[Component.SSE]
+    _put_sse(machine, area)
 
 
 def xsave(machine: Machine, area: Area, rfbm: int, address: int | None, wide: bool) -> None:
     """Save all of RFBM in the standard format, also what is initial."""
     spans, size = machine.places.standard(rfbm)
     _check(machine, area, size, address)
-    in_use = machine.file.in_use & ~machine.xfd
+    in_use = machine.in_use()
     written = rfbm if machine.behaviour.writes_disabled else rfbm & ~machine.xfd
     _put_standard(machine, area, rfbm, in_use, written, spans, wide)
 
@@ -60,7 +59,7 @@ def xsaveopt(machine: Machine, area: Area, rfbm: int, address: int | None, wide:
     """Save what is in use of RFBM in the standard format, but not what the last restore from here left alone."""
     spans, size = machine.places.standard(rfbm)
     _check(machine, area, size, address)
-    in_use = machine.file.in_use & ~machine.xfd
+    in_use = machine.in_use()
     written = rfbm & in_use & ~unmodified(machine, address, 0)
     _put_standard(machine, area, rfbm, in_use, written, spans, wide)
 
@@ -110,12 +109,12 @@ def _check(machine: Machine, area: Area, size: int, address: int | None) -> None
 
 def _present(machine: Machine, rfbm: int) -> int:
     """XSTATE_BV of a compacted save: what is in use, and SSE for an MXCSR that is not initial."""
-    present = machine.file.in_use & ~machine.xfd & rfbm
+    present = machine.in_use() & rfbm
     return present | rfbm & _SSE if machine.file.mxcsr != MXCSR_INIT else present
 
 
 def _put_standard(
-    machine: Machine, area: Area, rfbm: int, in_use: int, written: int, spans: Sequence[Span], wide: bool
+    machine: Machine, area: Area, rfbm: int, in_use: int, written: int, spans: Spans, wide: bool
 ) -> None:
     file = machine.file
     if written & _X87:
@@ -123,11 +122,12 @@ def _put_standard(
     if rfbm & _MXCSR_CARRIERS:
         _put_mxcsr(machine, area)
     if written & _SSE:
-        area[SSE_START:SSE_END] = file.values[Component.SSE]
+        _put_sse(machine, area)
     held = machine.xfd
-    for component, bit, start, end in spans:
+    for component, bit, start, end in spans if machine.long_mode else reached(spans):
         if written & bit:
-            area[start:end] = file.initial[component] if held & bit else file.values[component]
+            values = file.initial if held & bit else file.values
+            area[start:end] = values[component][: end - start]
     old = HEADER.unpack_from(area, XSTATE_BV)[0]
     area[XSTATE_BV : XSTATE_BV + 8] = (old & ~rfbm | in_use & rfbm).to_bytes(8, "little")
 
@@ -150,10 +150,10 @@ def _put_compacted(
     if present & _SSE:
         _put_mxcsr(machine, area)
     if written & _SSE:
-        area[SSE_START:SSE_END] = values[Component.SSE]
-    for component, bit, start, end in spans:
+        _put_sse(machine, area)
+    for component, bit, start, end in spans if machine.long_mode else reached(spans):
         if written & bit:
-            area[start:end] = values[component]
+            area[start:end] = values[component][: end - start]
     HEADER.pack_into(area, XSTATE_BV, present, COMPACTED_BIT | rfbm)
 
 
@@ -165,9 +165,14 @@ def _put_x87(machine: Machine, area: Area, wide: bool) -> None:
             value, selectors = without_pointers(value), (0, 0)
         else:
             end = _POINTERS
-    fields = value[:CONTROL_SIZE] if wide else narrow(value, selectors)
+    fields = value[:CONTROL_SIZE] if wide and machine.long_mode else narrow(value, selectors)
     area[:end] = fields[:end]
     area[SLOTS:X87_SIZE] = value[SLOTS:]
+
+
+def _put_sse(machine: Machine, area: Area) -> None:
+    end = SSE_END if machine.long_mode else SSE_START + REACHED[Component.SSE]
+    area[SSE_START:end] = machine.file.values[Component.SSE][: end - SSE_START]
 
 
 def _put_mxcsr(machine: Machine, area: Area) -> None:

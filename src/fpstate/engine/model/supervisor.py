@@ -5,14 +5,14 @@ Sources: SDM Vol. 1, 13.5.6 (Processor Trace), 13.5.11 (user interrupts), 13.12;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 from fpstate.arch.component import Component, mask_of
 from fpstate.engine.model.area import Area
 from fpstate.engine.model.fault import PROTECTION, fault, refusal
-from fpstate.engine.model.machine import Machine, Span
+from fpstate.engine.model.machine import Machine, Spans
 
 _PT_USED: Final = 72
 _TRACE_EN: Final = 1
@@ -22,9 +22,7 @@ _SUPPRESS_AND_TRACKER: Final = 0xC00
 _SSP_RESERVED: Final = 3
 
 
-def check_supervisor(
-    machine: Machine, area: Area | bytes, rfbm: int, present: int, spans: Sequence[Span]
-) -> None:
+def check_supervisor(machine: Machine, area: Area | bytes, rfbm: int, present: int, spans: Spans) -> None:
     """Raise #GP for what a supervisor component does not take, or while it is in use."""
     if not rfbm & _CHECKED:
         return

@@ -1,0 +1,186 @@
+"""Where processors differ: each parameter of the model changes what it says it does, and has a source."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fpstate.arch import Component, Cpu
+from fpstate.engine.model import SOURCES, Behaviour, Pointers, Processor
+from fpstate.errors import ImageError
+
+ROOM = 2752
+NOTHING = bytes(18)
+
+
+def processor_with(**parameters) -> Processor:
+    """Zen 5 with everything but these parameters as it is."""
+    cpu = Cpu.catalog("zen5")
+    processor = Processor(cpu, dataclasses.replace(Behaviour.of(cpu), **parameters))
+    processor.xsetbv(0, 0xE7)
+    return processor
+
+
+def image_of_x87(*, pending: bool, fip: int = 0x1234, present: int = 1) -> bytearray:
+    """A standard area with x87 alone: an invalid operation flagged, masked or not, and pointers."""
+    area = bytearray(ROOM)
+    area[0:4] = bytes.fromhex("7e030100" if pending else "7f030100")
+    area[6:8] = (0x7AB).to_bytes(2, "little")
+    area[8:16] = fip.to_bytes(8, "little")
+    area[16:24] = (0x5678).to_bytes(8, "little")
+    area[24:28] = (0x1F80).to_bytes(4, "little")
+    area[512:520] = present.to_bytes(8, "little")
+    return area
+
+
+def test_every_parameter_has_a_source_and_every_source_a_parameter():
+    assert set(SOURCES) == {field.name for field in dataclasses.fields(Behaviour)}
+
+
+def test_vendors_differ_as_their_manuals_and_measurements_say():
+    of = {
+        name: Behaviour.of(Cpu.catalog(name)) for name in ("zen5", "bulldozer", "haswell", "sapphire-rapids")
+    }
+    assert of["zen5"].tracks_values
+    assert not of["sapphire-rapids"].tracks_values
+    assert of["zen5"].pointers is Pointers.ZEROED
+    assert of["bulldozer"].pointers is Pointers.UNTOUCHED
+    assert of["haswell"].pointers is of["sapphire-rapids"].pointers is Pointers.KEPT
+    assert of["zen5"].selectors
+    assert not of["haswell"].selectors
+
+
+@pytest.mark.parametrize("pending", [True, False])
+@pytest.mark.parametrize("pointers", Pointers)
+def test_x87_pointers_count_while_an_exception_is_pending_and_else_as_the_vendor_says(pointers, pending):
+    processor = processor_with(pointers=pointers)
+    loaded = image_of_x87(pending=pending)
+    processor.xrstor(loaded)
+    area = bytearray(b"\xcc" * ROOM)
+    processor.xsave(area)
+    expected = {
+        Pointers.KEPT: loaded[6:24],
+        Pointers.ZEROED: NOTHING,
+        Pointers.UNTOUCHED: b"\xcc" * 18,
+    }[pointers]
+    assert area[6:24] == (loaded[6:24] if pending else expected)
+
+
+def test_untouched_pointers_of_another_context_leak():
+    """CVE-2006-1056: what one context left behind, the next one sees when an exception comes up in it."""
+    processor = processor_with(pointers=Pointers.UNTOUCHED)
+    processor.xrstor(image_of_x87(pending=True, fip=0x5EC4E7))
+    processor.xrstor(image_of_x87(pending=False, fip=0))
+    processor.fldcw(0x037E)
+    area = bytearray(ROOM)
+    processor.xsave(area)
+    assert int.from_bytes(area[8:16], "little") == 0x5EC4E7
+
+
+@pytest.mark.parametrize(("bits", "fip"), [(48, 0xFFFF_8000_0000_0001), (57, 0xFF00_8000_0000_0001)])
+def test_pointers_are_as_wide_as_linear_addresses(bits, fip):
+    processor = processor_with(pointer_bits=bits)
+    processor.xrstor(image_of_x87(pending=True, fip=0x0100_8000_0000_0001))
+    assert processor.read("fip") == fip
+
+
+@pytest.mark.parametrize(("selectors", "expected"), [(True, 0x33), (False, 0)])
+def test_selectors_are_kept_by_the_forms_without_rex_w(selectors, expected):
+    processor = processor_with(selectors=selectors)
+    area = image_of_x87(pending=True, fip=0x33_0040_1000)
+    processor.xrstor(area, wide=False)
+    saved = bytearray(ROOM)
+    processor.xsave(saved, wide=False)
+    assert int.from_bytes(saved[8:12], "little") == 0x0040_1000
+    assert int.from_bytes(saved[12:16], "little") == expected
+    processor.xsave(saved)
+    assert int.from_bytes(saved[8:16], "little") == 0x0040_1000
+
+
+def test_in_use_goes_by_value_or_by_writing():
+    for by_value in (True, False):
+        processor = processor_with(tracks_values=by_value)
+        area = bytearray(ROOM)
+        area[24:28] = (0x1F80).to_bytes(4, "little")
+        area[512:520] = (0xE6).to_bytes(8, "little")
+        processor.xrstor(area)
+        assert processor.xgetbv(1) == (0 if by_value else 0xE6)
+        processor.vzeroall()
+        processor.xrstor(bytes(ROOM), 0xE0)
+        assert processor.xgetbv(1) == 0
+
+
+def test_mxcsr_counts_as_sse_in_use_but_not_in_the_standard_format():
+    processor, area = processor_with(), bytearray(ROOM)
+    processor.ldmxcsr(0x1F81)
+    assert processor.xgetbv(1) == 2
+    processor.xsave(area)
+    assert area[512:520] == bytes(8)
+    processor.xsavec(area)
+    assert area[512] == 2
+
+
+def test_a_state_of_zeros_may_be_in_use_but_no_other_may_be_unused():
+    processor = processor_with()
+    processor.write("k1", 1)
+    processor.assume_in_use(0x66)
+    area = bytearray(ROOM)
+    processor.xsavec(area)
+    assert area[512] == 0x66
+    with pytest.raises(ImageError, match="not initial: 0x20"):
+        processor.assume_in_use(0x42)
+
+
+@pytest.mark.parametrize("optimises", [True, False])
+def test_what_was_not_modified_since_it_was_restored_from_here_is_left_out(optimises):
+    processor = processor_with(modified_optimisation=optimises)
+    area = bytearray(ROOM)
+    area[160:416] = b"\x11" * 256
+    area[576:832] = b"\x22" * 256
+    area[24:28] = (0x1F80).to_bytes(4, "little")
+    area[512] = 6
+    processor.xrstor(area, address=0x1000)
+    area[160] = area[576] = 0xEE
+    processor.move_xmm(1, bytes(16))
+    processor.xsaveopt(area, address=0x1000)
+    assert area[160] == 0x11
+    assert area[576] == (0xEE if optimises else 0x22)
+
+
+@pytest.mark.parametrize("change", ["address", "cpl", "non_root", "format", "unknown"])
+def test_the_optimisation_needs_the_same_area_level_and_format(change):
+    processor = processor_with()
+    processor.cpl = 3
+    area = bytearray(ROOM)
+    if change == "format":
+        area[520:528] = (1 << 63 | 6).to_bytes(8, "little")
+    area[576:832] = b"\x22" * 256
+    area[24:28] = (0x1F80).to_bytes(4, "little")
+    area[512] = 4
+    processor.xrstor(area, 6, address=None if change == "unknown" else 0x1000)
+    area[576] = 0xEE
+    if change == "cpl":
+        processor.cpl = 0
+    processor.non_root = change == "non_root"
+    processor.xsaveopt(area, 6, address=0x2000 if change == "address" else 0x1000)
+    assert area[576] == 0x22
+
+
+def test_xsaves_needs_the_same_layout():
+    for other, kept in ((0xE7, 0xEE), (0x7, 0x22)):
+        processor = processor_with()
+        processor.move_vector(0, b"\x22" * 32)
+        area = bytearray(ROOM)
+        processor.xsaves(area)
+        processor.xrstors(area, address=0x1000)
+        area[576] = 0xEE
+        processor.xsaves(area, other, address=0x1000)
+        assert area[576] == kept
+
+
+def test_zen_2s_protection_keys_without_keys_are_64_bytes_wide():
+    processor = Processor(Cpu.catalog("zen2"))
+    processor.xsetbv(0, 0x207)
+    assert len(processor.file.values[Component.PKRU]) == 64
+    assert Processor.under_linux(processor.cpu).xcr0 == 7
