@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path("/tests")
-TESTS = ("vm/test_*.py", "hardware/test_oracle_kvm.py", "integration/test_kvm_*.py")
+TESTS = ("vm/test_*.py", "hardware/test_oracle_kvm.py", "hardware/test_kvm_*.py", "integration/test_kvm_*.py")
 SHARE = 10
 """Random tests try one in so many of what they try elsewhere: an emulated processor takes its time."""
 TEST_SECONDS = 120

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from guest_cpuid import components_of, with_components
 from supervisor_guest import SupervisorGuest
 
 from fpstate.arch import Component, Cpu, mask_of
-from fpstate.engine.kvm.abi import CPUID_ENTRY, CPUID_HEADER
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.vcpu import KvmVcpu, Machine
 from fpstate.errors import UnsupportedHere
 
 AVX = mask_of(Component.AVX)
-XSAVE_LEAF = 0xD
 
 Restrict = Callable[[int], bytearray]
 
@@ -97,33 +96,3 @@ def restricted(device: Device, supported: int) -> Restrict:
     if seen != 3:
         pytest.skip(f"this KVM overrides leaf 0DH of a guest: 3 was set and reads back {seen:#x}")
     return restrict
-
-
-def with_components(table: bytearray, mask: int) -> bytearray:
-    """Return a struct kvm_cpuid2 with CPUID.(0DH,0):EDX:EAX reduced to ``mask``."""
-    count, _ = CPUID_HEADER.unpack_from(table)
-    for index in range(count):
-        at = CPUID_HEADER.size + index * CPUID_ENTRY.size
-        function, subleaf, flags, eax, ebx, ecx, edx = CPUID_ENTRY.unpack_from(table, at)
-        if (function, subleaf) == (XSAVE_LEAF, 0):
-            values = (eax & mask, ebx, ecx, edx & mask >> 32)
-            CPUID_ENTRY.pack_into(table, at, function, subleaf, flags, *values)
-    return table
-
-
-def components_of(table: bytearray) -> int:
-    """Return CPUID.(0DH,0):EDX:EAX of a struct kvm_cpuid2."""
-    eax, _, _, edx = leaf_of(table, XSAVE_LEAF, 0)
-    return eax | edx << 32
-
-
-def leaf_of(table: bytearray, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
-    """Return EAX, EBX, ECX, EDX of one entry of a struct kvm_cpuid2."""
-    count, _ = CPUID_HEADER.unpack_from(table)
-    for index in range(count):
-        at = CPUID_HEADER.size + index * CPUID_ENTRY.size
-        function, number, _, *registers = CPUID_ENTRY.unpack_from(table, at)
-        if (function, number) == (leaf, subleaf):
-            eax, ebx, ecx, edx = registers
-            return eax, ebx, ecx, edx
-    raise LookupError(f"no CPUID leaf {leaf:#x}.{subleaf}")
