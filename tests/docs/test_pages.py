@@ -27,6 +27,7 @@ from fpstate.command import main
 from fpstate.command import set as set_verb
 from fpstate.command import threads as threads_verb
 from fpstate.engine import availability
+from fpstate.engine.kvm.device import Device
 from fpstate.errors import UnsupportedHere
 from fpstate.image.finding import Finding, Severity
 from fpstate.program import BUILTIN, FAULTS, block
@@ -39,6 +40,7 @@ from fpstate.testing.container import signal_frame
 COMMAND_LINE = Page(ROOT / "docs" / "command-line.md")
 NEEDS_ENGINE = re.compile(r"fpstate run|NativeEngine|fpstate cpu(?! --cpu)")
 NEEDS_TRACING = re.compile(r"\$!")
+NEEDS_KVM = re.compile(r"fpstate kvm|--engine kvm")
 NOT_RUN = re.compile(r"make |git |python tests/")
 SHOWN_ON = ("AuthenticAMD", 25, 0x7)
 """Vendor, family and XCR0 of the processor whose output the pages show."""
@@ -54,8 +56,16 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 
 
 def options_of(verb: str) -> set[str]:
-    found = {option for action in parser_of(verb)._actions for option in action.option_strings}
-    return {option for option in found if option.startswith("--")}
+    return {option for option in all_options(parser_of(verb)) if option.startswith("--")}
+
+
+def all_options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a parser and of those below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from all_options(below)
 
 
 def host_is_as_shown() -> bool:
@@ -232,6 +242,35 @@ def test_the_fields_of_live_documents_are_all_documented():
     assert documented_fields("set") == set(fields_of(written))
 
 
+def test_the_fields_of_the_documents_of_kvm_are_all_documented(folder, capsys):
+    if lacking := why_no_kvm():
+        pytest.skip(lacking)
+    main.main(["kvm", "save", "spin", "--to", "state"])
+    capsys.readouterr()
+    found: set[str] = set()
+    for action in (["info"], ["load", "state"], ["reset"], ["selftest"]):
+        main.main(["kvm", *action, "--json"])
+        report = json.loads(capsys.readouterr().out)
+        for names in ("capabilities", "msrs"):
+            report.pop(names, None)
+        found |= set(fields_of(report))
+    of_faults = {"controls", "differences", "loaded", "read", "register", "wanted", "found"}
+    of_names = {
+        "capabilities",
+        "msrs",
+        "dynamic",
+        "supported",
+        "guest_cpuid",
+        "fresh",
+        "capability",
+        "buffer",
+    }
+    of_names |= {"image", "guest_default"}
+    documented = documented_fields("kvm")
+    assert found - of_names <= documented
+    assert documented <= found | of_faults | of_names
+
+
 def test_the_formats_of_raw_bytes_are_all_documented():
     rows = table_rows(COMMAND_LINE, "What SOURCE may be")
     listed = [row[0].strip("`") for row in rows if len(row) == 3 and row[0].startswith("`")]
@@ -302,6 +341,16 @@ def why_not_traced() -> str:
     return result.stderr.strip() if result.returncode == 3 else ""
 
 
+@cache
+def why_no_kvm() -> str:
+    """Why guests cannot run on KVM here; empty where they can."""
+    try:
+        Device().close()
+    except UnsupportedHere as error:
+        return str(error)
+    return ""
+
+
 def run_python(text: str, namespace: dict[str, object]) -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -316,7 +365,7 @@ def run_command(command: str, shown: str) -> None:
         ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120
     )
     assert result.returncode == 0, result.stdout
-    depends_on_the_host = bool(NEEDS_ENGINE.search(command) or NEEDS_TRACING.search(command))
+    depends_on_the_host = any(needs.search(command) for needs in (NEEDS_ENGINE, NEEDS_TRACING, NEEDS_KVM))
     if shown and (host_is_as_shown() or not depends_on_the_host):
         assert (problem := shows(shown, result.stdout, exact=not depends_on_the_host)) is None, problem
 
@@ -343,6 +392,8 @@ def test_examples_do_what_the_page_shows(page, folder):
                 for command, shown in commands_of(item):
                     if NEEDS_TRACING.search(command) and why_not_traced():
                         left_out.append(why_not_traced())
+                    elif NEEDS_KVM.search(command) and why_no_kvm():
+                        left_out.append(why_no_kvm())
                     else:
                         run_command(command, shown)
             case "python":

@@ -1,0 +1,230 @@
+"""Guests on real vCPUs: what they see of loads and resets, and how they go on in another process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+from oracle import mutants, share
+
+from fpstate.arch import Component, Cpu
+from fpstate.arch.component import USER_SUPPORTED, mask_of
+from fpstate.command.kvm_reset import dirty_from_inside
+from fpstate.command.kvm_selftest import forget
+from fpstate.engine.kvm.inside import seen_inside
+from fpstate.engine.kvm.reset import REGISTERS, reset, survivors
+from fpstate.engine.kvm.sampling import Sampler
+from fpstate.engine.kvm.session import Session
+from fpstate.engine.kvm.trap import Why
+from fpstate.errors import KvmError, ProgramError, UnsupportedHere, VsoError
+from fpstate.image import Image
+from fpstate.image.consumer import Consumer
+from fpstate.image.rules import predict
+from fpstate.program import BUILTIN, FAULTS, parse_probe
+from fpstate.program.block import RESULT
+from fpstate.vso.checkpoint import SavedState
+from fpstate.vso.state_file import read_state, state_files
+
+LOADS = 500
+STATES = 1000
+FIRST_VECTOR_SLOT = 30
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
+@pytest.fixture(scope="module")
+def session(core: ModuleType) -> Iterator[Session]:
+    try:
+        session = Session()
+    except UnsupportedHere as error:
+        pytest.skip(str(error))
+    with session:
+        yield session
+
+
+def runnable(session: Session) -> list[str]:
+    usable = session.destination.guest_xcr0 | 3
+    return [name for name, builtin in BUILTIN.items() if not builtin.missing(Cpu.host(), usable)]
+
+
+# Resets
+
+
+def test_a_fresh_guest_sees_nothing_but_initial_registers(session):
+    reset(session.vcpu, destination=session.destination)
+    assert seen_inside(session) == []
+
+
+def test_after_a_reset_neither_side_sees_what_a_guest_left(session):
+    for seed in range(20):
+        dirty_from_inside(session, seed=seed)
+        assert len(survivors(session.vcpu, destination=session.destination)) > 30
+        reset(session.vcpu, destination=session.destination)
+        assert survivors(session.vcpu, destination=session.destination) == []
+        assert seen_inside(session) == []
+
+
+def test_without_a_reset_the_next_guest_sees_what_the_last_one_left(session):
+    """The control of the one above."""
+    dirty_from_inside(session)
+    assert {"mxcsr", "st0", "fcw"} <= {each.name for each in seen_inside(session)}
+
+
+@pytest.mark.parametrize(
+    ("kept", "component", "ending"),
+    [
+        (~mask_of(Component.X87), Component.SSE, "mm0"),
+        (mask_of(Component.SSE), Component.SSE, "mm0"),
+        (mask_of(Component.OPMASK), Component.OPMASK, "k0"),
+    ],
+    ids=["x87 and general registers only", "XMM left", "mask registers left"],
+)
+def test_a_reset_that_forgets_registers_is_caught_by_their_names_on_both_sides(
+    session, kept, component, ending
+):
+    if not (session.destination.guest_xcr0 | 3) >> component & 1:
+        pytest.skip(f"this guest has no {component.name}")
+    dirty_from_inside(session)
+    forget(session, kept)
+    outside = {each.name for each in survivors(session.vcpu, destination=session.destination)}
+    inside = {each.name for each in seen_inside(session)}
+    assert any(name.endswith(ending) for name in outside)
+    assert any(name.endswith(ending) for name in inside)
+    assert not outside & {"st0", "fctrl", "fstat", *REGISTERS}
+    assert not inside & {"st0", "fcw", "fsw"}
+
+
+# Loads
+
+
+def test_a_guest_sees_what_the_rules_foretell_of_a_load(session):
+    """Registers as the program inside stores them, MXCSR among them, which KVM_GET_XSAVE tells otherwise at times."""
+    there, target, probe = session.destination, session.destination.target(), BUILTIN["probe"].load()
+    if target.kvm_size > 4096:
+        pytest.skip("KVM_SET_XSAVE of 4096 bytes is too small for this processor's components")
+    features = there.guest_xcr0 & USER_SUPPORTED | 3
+    outcomes: Counter[str] = Counter()
+    for data, _ in mutants(target, 51, share(LOADS), lambda image: image.ljust(there.xsave_size, b"\0")):
+        verdict = predict(data, Consumer.KVM, target)
+        session.start(probe)
+        session.vcpu.set_xcr0(there.guest_xcr0)
+        try:
+            session.vcpu.set_xsave(data)
+        except KvmError:
+            assert not verdict.accepted
+            outcomes["rejected"] += 1
+            continue
+        assert verdict.accepted
+        seen = parse_probe(session.finish().result, features)
+        stated = bytearray(data[: there.layout.size])
+        stated[512:520] = verdict.loaded.to_bytes(8, "little")
+        registers = Image(stated, there.layout).registers
+        for name, value in seen.items():
+            if name[:2] in ("st", "zm", "ym", "xm") or name[0] == "k":
+                assert value == registers[name], (name, str(verdict))
+        assert seen["fcw"] == registers["fctrl"] or not verdict.loaded & 1
+        if verdict.mxcsr is not None:
+            assert seen["mxcsr"] == verdict.mxcsr
+        outcomes["as read back" if verdict.mxcsr == verdict.reported_mxcsr else "not as read back"] += 1
+    assert outcomes["as read back"] > 50
+    assert outcomes["rejected"] > 20
+    if target.compacted_restore:  # what KVM_GET_XSAVE says would be the wrong oracle
+        assert outcomes["not as read back"] > 0
+
+
+# Going on
+
+
+def test_a_checkpoint_disturbs_nobody(session):
+    builtin = BUILTIN["canary"]
+    session.start(builtin.load(), seed=3, argument=builtin.default_argument)
+    stops = 0
+    while session.run(50_000).why is Why.PREEMPTED:
+        session.checkpoint()
+        stops += 1
+        assert stops < 10_000
+    assert session.space is not None
+    block = session.space.read_block("canary")
+    assert builtin.check(block.result, 3, builtin.default_argument, block.features) is None
+
+
+def test_states_of_every_program_go_on_to_the_right_result_in_another_process(session, tmp_path):
+    """1,000 states in CI, each stopped at a random point: saved by one process, loaded by another."""
+    count = share(STATES, long=5)
+    names = runnable(session)
+    save = ["kvm", "save", *names, "--to", tmp_path, "--count", str(count), "--seed", "5"]
+    run_command(*save)
+    assert len(state_files(tmp_path)) == count
+    report = json.loads(run_command("kvm", "load", tmp_path, "--json"))
+    results = Counter((each["program"], each["loaded"], each["result"]) for each in report["files"])
+    assert set(results) == {(name, True, "right") for name in names}
+    assert sum(results.values()) == count
+    points = {read_state(path).checkpoint.registers.rip for path in state_files(tmp_path)}
+    assert len(points) > min(count // 10, 40)
+
+
+def canary_found(session: Session) -> tuple[int, int]:
+    """How many mismatches the canary has counted so far, and the slot of the first."""
+    checkpoint = session.checkpoint().checkpoint
+    at = checkpoint.block - checkpoint.memory_start + RESULT
+    _, mismatches, slot = struct.unpack_from("<3Q", checkpoint.memory_bytes(), at)
+    return mismatches, slot
+
+
+def test_a_state_that_lost_one_bit_is_noticed_by_its_program(session):
+    """The control of the one above: one bit of one register in the image of a canary that runs for ever."""
+    dirty_from_inside(session, seed=4)
+    saved = session.checkpoint()
+    session.resume(saved)
+    session.run(20_000_000)
+    assert canary_found(session)[0] == 0
+    image = saved.state.image.copy()
+    image.registers["xmm3"] ^= 1 << 17
+    session.resume(SavedState(dataclasses.replace(saved.state, image=image), saved.checkpoint))
+    for _ in range(100):
+        session.run(20_000_000)
+        if canary_found(session)[0]:
+            break
+    assert canary_found(session)[1] == FIRST_VECTOR_SLOT + 3
+
+
+def run_command(*arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "fpstate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_guest_that_faults_is_said_to_and_the_session_can_go_on(session):
+    session.start(FAULTS["undefined_instruction"].load())
+    with pytest.raises(VsoError, match="did not finish"):
+        session.finish()
+    session.start(BUILTIN["probe"].load())
+    assert session.finish().result
+
+
+def test_a_program_that_is_over_too_soon_is_said_to_be(session, monkeypatch):
+    monkeypatch.setattr(Sampler, "_stopped", lambda self, nanoseconds: False)
+    sampler = Sampler(session, BUILTIN["spin"].load(), argument=1)
+    with pytest.raises(VsoError, match="over before"):
+        sampler.sample(1, random.Random(1))
+
+
+def test_a_state_without_a_program_has_nothing_to_go_on_with(session):
+    session.start(BUILTIN["spin"].load(), argument=5)
+    saved = session.checkpoint()
+    with pytest.raises(ProgramError, match="no program"):
+        session.resume(SavedState(saved.state))
