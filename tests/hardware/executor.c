@@ -5,7 +5,7 @@
  *
  * Each sequence starts from initial registers. Each operation leaves a record: what it returned, and the vector of
  * the exception that it raised, after which the registers are what the kernel saved of them and loaded again.
- * Each save leaves a copy of its area. This file is compiled with -mgeneral-regs-only, and every instruction under
+ * Each save leaves a copy of its area. This file is compiled with -mgeneral-regs-only and -no-pie, and every instruction under
  * test is in a function of its own, in assembly, that uses no stack: so no other code touches the registers. */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -14,7 +14,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { GIVE_UP = 3, STACK = 65536, SLOT = 16, REGISTERS = 32 };
+enum { GIVE_UP = 3, STACK = 65536, SLOT = 16, CODE_OF_32_BITS = 0x23, CODE_OF_64_BITS = 0x33, SELECTOR = 0xFFFF };
 
 struct batch {
     uint64_t operations, areas, records, copies; /* where they are, in bytes from the start */
@@ -36,13 +36,16 @@ enum {
     START, FXSAVE, FXSAVE64, XSAVE, XSAVE64, XSAVEC, XSAVEC64, XSAVEOPT, XSAVEOPT64, XSAVES64,
     FXRSTOR, FXRSTOR64, XRSTOR, XRSTOR64, XRSTORS64, XGETBV,
     XMM, VXMM, VYMM, VZMM, KMOV, MMX, VZEROUPPER, VZEROALL, FNINIT, FNCLEX, EMMS, FLDCW, LDMXCSR,
-    STMXCSR, FNSTCW, FNSTSW, EDIT, COPY
+    STMXCSR, FNSTCW, FNSTSW, EDIT, COPY,
+    FXSAVE32, XSAVE32, XSAVEC32, XSAVEOPT32, FXRSTOR32, XRSTOR32
 };
 
 #define WITH_MASK(name, instruction)                                                                                   \
     ".balign 16\n" name ":\n    mov %esi, %eax\n    mov %rsi, %rdx\n    shr $32, %rdx\n    " instruction               \
     " (%rdi)\n    ret\n"
 #define PLAIN(name, instruction) ".balign 16\n" name ":\n    " instruction "\n    ret\n"
+#define IN_32_BITS(name, instruction)                                                                                  \
+    ".balign 16\n" name ":\n    mov %esi, %eax\n    xor %edx, %edx\n    " instruction " (%edi)\n    lret\n"
 #define TABLE(name, count, instruction, register)                                                                      \
     ".balign 16\n" name ":\n.set i, 0\n.rept " count "\n    .balign 16\n    one " instruction ", " register            \
     ", %i\n    ret\n.set i, i + 1\n.endr\n"
@@ -68,11 +71,26 @@ __asm__(".text\n"
         TABLE("move_xmm", "16", "movups", "xmm") TABLE("vmove_xmm", "16", "vmovups", "xmm")
         TABLE("vmove_ymm", "16", "vmovups", "ymm") TABLE("vmove_zmm", "32", "vmovups", "zmm")
         TABLE("kmove", "8", "kmovq", "k") TABLE("move_mmx", "8", "movq", "mm")
+        /* Outside 64-bit mode: through the code segment for 32-bit programs, on a stack below 4 GiB. */
+        ".balign 16\ncall_in_32_bits:\n"
+        "    push %rbx\n    push %rbp\n    push %r12\n    push %r13\n    push %r14\n    push %r15\n"
+        "    mov %rsp, stack_of_64_bits(%rip)\n    mov %edx, far_pointer(%rip)\n"
+        "    mov $0x2b, %eax\n    mov %eax, %ds\n    lea low_stack + 4096(%rip), %rsp\n"
+        "    lcall *far_pointer(%rip)\n"
+        "return_to_64_bits:\n"
+        "    mov stack_of_64_bits(%rip), %rsp\n"
+        "    pop %r15\n    pop %r14\n    pop %r13\n    pop %r12\n    pop %rbp\n    pop %rbx\n    ret\n"
+        ".code32\n"
+        IN_32_BITS("fxsave_in_32_bits", "fxsave") IN_32_BITS("xsave_in_32_bits", "xsave")
+        IN_32_BITS("xsavec_in_32_bits", "xsavec") IN_32_BITS("xsaveopt_in_32_bits", "xsaveopt")
+        IN_32_BITS("fxrstor_in_32_bits", "fxrstor") IN_32_BITS("xrstor_in_32_bits", "xrstor")
+        ".code64\n"
         "last_under_test:\n"
         ".noaltmacro\n");
 
 extern char first_under_test[], last_under_test[], move_xmm[], vmove_xmm[], vmove_ymm[], vmove_zmm[], kmove[],
-    move_mmx[];
+    move_mmx[], call_in_32_bits[], return_to_64_bits[], fxsave_in_32_bits[], xsave_in_32_bits[], xsavec_in_32_bits[],
+    xsaveopt_in_32_bits[], fxrstor_in_32_bits[], xrstor_in_32_bits[];
 typedef void under_test(void *memory, uint64_t mask);
 under_test do_xsave, do_xsave64, do_xsavec, do_xsavec64, do_xsaveopt, do_xsaveopt64, do_xsaves64, do_xrstor,
     do_xrstor64, do_xrstors64, do_fxsave, do_fxsave64, do_fxrstor, do_fxrstor64, do_vzeroupper, do_vzeroall, do_fninit,
@@ -89,6 +107,18 @@ static under_test *const plain[] = {
 static char *const moves[] = {
     [XMM] = move_xmm, [VXMM] = vmove_xmm, [VYMM] = vmove_ymm, [VZMM] = vmove_zmm, [KMOV] = kmove, [MMX] = move_mmx,
 };
+
+static char *const in_32_bits[] = {
+    [FXSAVE32] = fxsave_in_32_bits, [XSAVE32] = xsave_in_32_bits, [XSAVEC32] = xsavec_in_32_bits,
+    [XSAVEOPT32] = xsaveopt_in_32_bits, [FXRSTOR32] = fxrstor_in_32_bits, [XRSTOR32] = xrstor_in_32_bits,
+};
+
+char low_stack[4096] __attribute__((aligned(64)));
+uint64_t stack_of_64_bits;
+struct {
+    uint32_t offset;
+    uint16_t selector;
+} far_pointer = {0, CODE_OF_32_BITS};
 
 static volatile uint64_t vector;
 static char initial[576] __attribute__((aligned(64)));
@@ -110,6 +140,11 @@ static void on_exception(int signal, siginfo_t *info, void *raw)
     if (at < (uint64_t)first_under_test || at >= (uint64_t)last_under_test)
         _exit(GIVE_UP);
     vector = (uint64_t)registers[REG_TRAPNO];
+    if (at >= (uint64_t)call_in_32_bits) {
+        registers[REG_RIP] = (greg_t)return_to_64_bits;
+        registers[REG_CSGSFS] = (registers[REG_CSGSFS] & ~(greg_t)SELECTOR) | CODE_OF_64_BITS;
+        return;
+    }
     registers[REG_RIP] = (greg_t) * (uint64_t *)registers[REG_RSP];
     registers[REG_RSP] += 8;
 }
@@ -126,6 +161,11 @@ static uint64_t perform(char *memory, const struct batch *batch, const struct op
     case FXSAVE ... XRSTORS64:
         plain[operation->kind](area + operation->skew, value);
         break;
+    case FXSAVE32 ... XRSTOR32: {
+        void (*call)(void *, uint64_t, uint64_t) = (void (*)(void *, uint64_t, uint64_t))call_in_32_bits;
+        call(area + operation->skew, value, (uint64_t)in_32_bits[operation->kind]);
+        break;
+    }
     case XMM ... MMX: {
         under_test *move = (under_test *)(moves[operation->kind] + SLOT * operation->index);
         move(memory + batch->data + operation->where, 0);
@@ -150,6 +190,11 @@ static uint64_t perform(char *memory, const struct batch *batch, const struct op
     return value;
 }
 
+static int is_save(uint8_t kind)
+{
+    return (kind >= FXSAVE && kind <= XSAVES64) || (kind >= FXSAVE32 && kind <= XSAVEOPT32);
+}
+
 static void run(char *memory, uint64_t area_size)
 {
     const struct batch *batch = (const struct batch *)memory;
@@ -161,7 +206,7 @@ static void run(char *memory, uint64_t area_size)
         vector = 0;
         record->value = perform(memory, batch, operation, area_size);
         record->vector = vector;
-        if (operation->kind >= FXSAVE && operation->kind <= XSAVES64) {
+        if (is_save(operation->kind)) {
             copy(copies, memory + batch->areas + operation->area * area_size, area_size);
             copies += area_size;
         }
@@ -189,7 +234,8 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < sizeof signals / sizeof *signals; i++)
         if (sigaction(signals[i], &action, NULL))
             return GIVE_UP;
-    char *memory = mmap(NULL, number(argv[2]), PROT_READ | PROT_WRITE, MAP_SHARED, (int)number(argv[1]), 0);
+    char *memory =
+        mmap(NULL, number(argv[2]), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_32BIT, (int)number(argv[1]), 0);
     if (memory == MAP_FAILED)
         return GIVE_UP;
     copy(initial + 24, &mxcsr, sizeof mxcsr);

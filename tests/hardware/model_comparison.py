@@ -19,15 +19,17 @@ import os
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from model_sequences import AREAS, OPERATION, SEQUENCES, Batch, Generator, Kind, Operation
+from model_sequences import AREAS, OPERATION, SAVES, SEQUENCES, Batch, Generator, Kind, Operation
 from oracle import ENVIRONMENT
 
-from fpstate.arch import Component, Cpu
-from fpstate.engine.model import Behaviour, Pointers, Processor
+from fpstate.arch import Component, Cpu, mask_of
+from fpstate.arch.component import components_in
+from fpstate.engine.model import Behaviour, Pointers, Processor, RegisterFile
 from fpstate.engine.model.contents import pending, without_pointers
+from fpstate.engine.model.machine import REACHED
 from fpstate.engine.model.save import unmodified
 from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT
@@ -42,7 +44,7 @@ _POINTERS = slice(6, 24)
 _NO_POINTERS = bytes(18)
 _TELLING_POINTER = 0x0100_8000_0000_0001
 _SSE = 2
-_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-mgeneral-regs-only")
+_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-mgeneral-regs-only", "-fno-pie", "-no-pie")
 
 
 def compile_executor(gcc: str, folder: Path) -> Path:
@@ -86,7 +88,7 @@ class Executor:
         """Return each operation's result and vector, and the area after each save."""
         memory = self.memory
         operations = [operation for sequence in batch.sequences for operation in sequence]
-        saves = sum(1 for operation in operations if Kind.FXSAVE <= operation[0] <= Kind.XSAVES64)
+        saves = sum(1 for operation in operations if operation[0] in SAVES)
         assert len(operations) <= _MOST_OPERATIONS
         assert saves <= _MOST_COPIES
         packed = b"".join([OPERATION.pack(*operation) for operation in operations])
@@ -125,8 +127,16 @@ class Executor:
         os.close(self._file)
 
 
-def measured_behaviour(cpu: Cpu, program: Path) -> Behaviour:
-    """How this processor behaves, with the width of its x87 pointers, which CPUID does not tell, as measured."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What CPUID does not tell: the width of x87 pointers, and whether programs can leave 64-bit mode here."""
+
+    behaviour: Behaviour
+    short: bool
+
+
+def measured(cpu: Cpu, program: Path) -> Measured:
+    """Ask the processor itself."""
     processor = Processor.under_linux(cpu)
     generator = Generator(cpu, processor.xcr0, 0)
     image = bytearray(generator.area_size)
@@ -137,13 +147,18 @@ def measured_behaviour(cpu: Cpu, program: Path) -> Behaviour:
         (Kind.START, 0, 0, 0, 0, 3, 0),
         (Kind.FXRSTOR64, 0, 0, 0, 0, 0, 0),
         (Kind.FXSAVE64, 0, 0, 0, 0, 0, 1),
+        (Kind.FXSAVE32, 0, 0, 0, 0, 0, 2),
     ]
     executor = Executor(program, generator.area_size, 0)
-    _, copies = executor.run(Batch(0, [steps], [bytes(image), bytes(image), bytes(image)], b""))
+    records, copies = executor.run(Batch(0, [steps], [bytes(image), bytes(image), bytes(image)], b""))
     pointer = int.from_bytes(next(copies)[8:16], "little")
     executor.close()
     widths = {_TELLING_POINTER: 64, _TELLING_POINTER | 0xFF << 56: 57, _TELLING_POINTER | 0xFFFF << 48: 48}
-    return dataclasses.replace(processor.behaviour, pointer_bits=widths[pointer])
+    behaviour = dataclasses.replace(processor.behaviour, pointer_bits=widths[pointer])
+    return Measured(behaviour, short=not records[-1][1])
+
+
+Perform = Callable[[Processor, memoryview | bytearray, int, int], None]
 
 
 class _DifferenceError(Exception):
@@ -181,7 +196,7 @@ class Comparison:
         self._data = batch.data
         at = 0
         for number, sequence in enumerate(batch.sequences):
-            saves = sum(1 for operation in sequence if 1 <= operation[0] <= 9)
+            saves = sum(1 for operation in sequence if operation[0] in SAVES)
             saved = [next(copies) for _ in range(saves)]
             self._first = AREAS * number
             self._areas = [bytearray(area) for area in batch.areas[self._first : self._first + AREAS]]
@@ -203,7 +218,7 @@ class Comparison:
             counts[Kind(kind).name] += 1
             try:
                 try:
-                    if 1 <= kind <= 9:
+                    if kind in SAVES:
                         self._save(operation, vector, next(saved))
                     else:
                         _PERFORM[kind](self, operation, value)
@@ -240,8 +255,11 @@ class Comparison:
         area = self._areas[number - self._first]
         address = self.executor.areas + number * self.executor.area_size + skew
         before = bytes(area) if kind in _OPTIMISED else b""
-        if not vector and kind >= Kind.XSAVE:
-            self._follow_in_use(mask & self.processor.xcr0, saved, kind in _COMPACTED)
+        if not vector and kind not in _LEGACY:
+            rfbm = mask & self.processor.xcr0
+            if kind in _SHORT and not self.processor.behaviour.upper_in_use:
+                rfbm &= ~_HI16_ZMM
+            self._follow_in_use(rfbm, saved, kind in _COMPACTED, kind in _SHORT)
         _SAVES[kind](self.processor, memoryview(area)[skew:], mask, address)
         if area == saved:
             if before and before != saved:
@@ -254,7 +272,7 @@ class Comparison:
         if area != saved:
             raise _DifferenceError(_first_difference(area, saved))
 
-    def _follow_in_use(self, rfbm: int, saved: bytes, compacted: bool) -> None:
+    def _follow_in_use(self, rfbm: int, saved: bytes, compacted: bool, short: bool) -> None:
         file = self.processor.file
         observed = _HEADER.unpack_from(saved, 512)[0] & rfbm
         own = file.in_use & rfbm
@@ -262,15 +280,18 @@ class Comparison:
             observed = observed & ~_SSE | own & _SSE
         self.counts["in-use bits"] += rfbm.bit_count()
         if observed != own:
-            self._choose(file.in_use & ~rfbm | observed, observed ^ own)
+            self._choose(file.in_use & ~rfbm | observed, observed ^ own, short=short)
 
-    def _choose(self, in_use: int, differing: int) -> None:
+    def _choose(self, in_use: int, differing: int, *, short: bool = False) -> None:
         self.counts["in-use bits chosen otherwise"] += differing.bit_count()
         for bit in range(differing.bit_length()):
             if differing >> bit & 1:
                 self.counts[f"in-use bit {bit} chosen {in_use >> bit & 1}"] += 1
         file = self.processor.file
-        if wrong := file.not_initial() & ~in_use & self._mask:
+        wrong = file.not_initial() & ~in_use & self._mask
+        if wrong and short:
+            wrong = mask_of(*(number for number in components_in(wrong) if _reached_differs(file, number)))
+        if wrong:
             raise _DifferenceError(f"XINUSE {in_use:#x} lacks {wrong:#x}, which is not initial")
         file.in_use = in_use
 
@@ -390,9 +411,29 @@ def _first_difference(model: bytes | bytearray, processor: bytes) -> str:
     return f"byte {at}: {processor[start : start + 8].hex()}, the model has {bytes(model[start : start + 8]).hex()}"
 
 
-_COMPACTED = frozenset({Kind.XSAVEC, Kind.XSAVEC64, Kind.XSAVES64})
-_OPTIMISED = frozenset({Kind.XSAVEOPT, Kind.XSAVEOPT64})
-_SAVES = {
+def _reached_differs(file: RegisterFile, component: int) -> bool:
+    """Whether a component is not initial in what of it exists outside 64-bit mode."""
+    size = REACHED.get(component, len(file.initial[component]))
+    return file.values[component][:size] != file.initial[component][:size]
+
+
+def _outside_64_bit_mode(perform: Perform) -> Perform:
+    def performed(processor: Processor, area: memoryview | bytearray, mask: int, address: int) -> None:
+        processor.long_mode = False
+        try:
+            perform(processor, area, mask, address)
+        finally:
+            processor.long_mode = True
+
+    return performed
+
+
+_HI16_ZMM = mask_of(Component.HI16_ZMM)
+_SHORT = frozenset(range(Kind.FXSAVE32, Kind.XRSTOR32 + 1))
+_LEGACY = frozenset({Kind.FXSAVE, Kind.FXSAVE64, Kind.FXSAVE32})
+_COMPACTED = frozenset({Kind.XSAVEC, Kind.XSAVEC64, Kind.XSAVES64, Kind.XSAVEC32})
+_OPTIMISED = frozenset({Kind.XSAVEOPT, Kind.XSAVEOPT64, Kind.XSAVEOPT32})
+_SAVES: dict[int, Perform] = {
     Kind.FXSAVE: lambda p, area, mask, address: p.fxsave(area, address=address, wide=False),
     Kind.FXSAVE64: lambda p, area, mask, address: p.fxsave(area, address=address),
     Kind.XSAVE: lambda p, area, mask, address: p.xsave(area, mask, address=address, wide=False),
@@ -403,13 +444,25 @@ _SAVES = {
     Kind.XSAVEOPT64: lambda p, area, mask, address: p.xsaveopt(area, mask, address=address),
     Kind.XSAVES64: lambda p, area, mask, address: p.xsaves(area, mask, address=address),
 }
-_RESTORES = {
+_RESTORES: dict[int, Perform] = {
     Kind.FXRSTOR: lambda p, area, mask, address: p.fxrstor(area, address=address, wide=False),
     Kind.FXRSTOR64: lambda p, area, mask, address: p.fxrstor(area, address=address),
     Kind.XRSTOR: lambda p, area, mask, address: p.xrstor(area, mask, address=address, wide=False),
     Kind.XRSTOR64: lambda p, area, mask, address: p.xrstor(area, mask, address=address),
     Kind.XRSTORS64: lambda p, area, mask, address: p.xrstors(area, mask, address=address),
 }
+for _kind, _perform in (
+    (Kind.FXSAVE32, _SAVES[Kind.FXSAVE]),
+    (Kind.XSAVE32, _SAVES[Kind.XSAVE]),
+    (Kind.XSAVEC32, _SAVES[Kind.XSAVEC]),
+    (Kind.XSAVEOPT32, _SAVES[Kind.XSAVEOPT]),
+):
+    _SAVES[_kind] = _outside_64_bit_mode(_perform)
+for _kind, _perform in (
+    (Kind.FXRSTOR32, _RESTORES[Kind.FXRSTOR]),
+    (Kind.XRSTOR32, _RESTORES[Kind.XRSTOR]),
+):
+    _RESTORES[_kind] = _outside_64_bit_mode(_perform)
 _MOVES = {
     Kind.XMM: (Processor.move_xmm, 16),
     Kind.VXMM: (Processor.move_vector, 16),

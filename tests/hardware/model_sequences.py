@@ -67,6 +67,15 @@ class Kind(IntEnum):
     FNSTSW = 31
     EDIT = 32
     COPY = 33
+    FXSAVE32 = 34
+    XSAVE32 = 35
+    XSAVEC32 = 36
+    XSAVEOPT32 = 37
+    FXRSTOR32 = 38
+    XRSTOR32 = 39
+
+
+SAVES = frozenset((*range(Kind.FXSAVE, Kind.XSAVES64 + 1), *range(Kind.FXSAVE32, Kind.XSAVEOPT32 + 1)))
 
 
 Operation = tuple[int, int, int, int, int, int, int]
@@ -84,11 +93,15 @@ class Batch:
 
 
 class Generator:
-    """Makes batches for a processor with ``xcr0``; equal seeds give equal sequences."""
+    """Makes batches for a processor with ``xcr0``; equal seeds give equal sequences.
 
-    def __init__(self, cpu: Cpu, xcr0: int, seed: int) -> None:
+    ``short``: also instructions outside 64-bit mode.
+    """
+
+    def __init__(self, cpu: Cpu, xcr0: int, seed: int, *, short: bool = False) -> None:
         self.cpu = cpu
         self.xcr0 = xcr0
+        self.short = short
         self.compared = xcr0 & COMPARED
         self.source = random.Random(seed)
         self.standard = Layout.standard(cpu, xcr0)
@@ -176,6 +189,9 @@ class Generator:
         saves += [Kind.XSAVEC64, Kind.XSAVEC64, Kind.XSAVEC] if has("XSAVEC") else []
         saves += [Kind.XSAVEOPT64, Kind.XSAVEOPT64, Kind.XSAVEOPT] if has("XSAVEOPT") else []
         restores = [Kind.XRSTOR64] * 6 + [Kind.XRSTOR]
+        short = [Kind.FXSAVE32, Kind.XSAVE32, Kind.XSAVE32, Kind.FXRSTOR32, Kind.XRSTOR32, Kind.XRSTOR32]
+        short += [Kind.XSAVEC32] if has("XSAVEC") else []
+        short += [Kind.XSAVEOPT32] if has("XSAVEOPT") else []
         legacy = [Kind.FXSAVE64, Kind.FXSAVE, Kind.FXRSTOR64, Kind.FXRSTOR64, Kind.FXRSTOR]
         privileged = [Kind.XSAVES64, Kind.XRSTORS64] if has("XSAVES") else []
         moves = [(Kind.XMM, 16)]
@@ -194,6 +210,7 @@ class Generator:
             (20, self._on_area(saves)),
             (24, self._on_area(restores)),
             (6, self._on_area(legacy)),
+            (8, self._on_area(short if self.short else saves)),
             (1, self._on_area(privileged or restores)),
             (14, self._move(moves)),
             (3, self._move([(Kind.MMX, 8)])),

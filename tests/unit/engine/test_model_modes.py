@@ -102,13 +102,22 @@ def test_outside_64_bit_mode_the_upper_registers_stay_where_they_are(processor):
     assert area[704:832] == b"\xcc" * 128
     assert area[1152:1408] == b"\xcc" * 256
     assert area[1408:2432] == b"\xcc" * 1024
-    assert not area[512] & 0x80
-    assert not processor.xgetbv(1) & 0x80
+    assert area[512] & 0x80
+    assert processor.xgetbv(1) & 0x80
     header = bytes(24) + (0x1F80).to_bytes(4, "little")
     processor.xrstor(header.ljust(ROOM, b"\0"))
     assert processor.read("xmm7") == 0
     assert processor.read("zmm8") == 0x88 << 384
     assert processor.read("zmm16") == 0x77
+
+
+def test_outside_64_bit_mode_the_manual_has_zmm16_to_31_initial():
+    processor = Processor(Cpu.catalog("sapphire-rapids"))
+    processor.xsetbv(0, 0xE7)
+    processor.write("zmm16", 1)
+    assert processor.xgetbv(1) == 0x80
+    processor.long_mode = False
+    assert processor.xgetbv(1) == 0
 
 
 def test_fninit_keeps_the_registers_and_turns_the_stack(processor):

@@ -33,6 +33,7 @@ class Behaviour:
     otherwise it tells whether they were written since they were last initialised.
     ``pointers``: see ``Pointers``. ``pointer_bits``: a restore with REX.W keeps so many bits of FIP and FDP and
     extends the highest as a sign. ``selectors``: FCS and FDS exist for saves without REX.W.
+    ``upper_in_use``: outside 64-bit mode XINUSE[7] still tells of ZMM16 to ZMM31, though no save writes them.
     ``modified_optimisation``: XSAVEOPT and XSAVES leave out what was not modified since the restore from the
     same area. ``writes_disabled``: XSAVE writes a component that IA32_XFD holds back, as initial.
     ``shows_disabled``: XGETBV with ECX = 1 shows such a component's XINUSE bit all the same.
@@ -42,6 +43,7 @@ class Behaviour:
     pointers: Pointers = Pointers.KEPT
     pointer_bits: int = 64
     selectors: bool = False
+    upper_in_use: bool = False
     modified_optimisation: bool = True
     writes_disabled: bool = True
     shows_disabled: bool = False
@@ -53,6 +55,7 @@ class Behaviour:
         zeroed = Pointers.ZEROED if cpu.has("RSTRFPERRPTRS") else Pointers.UNTOUCHED
         return cls(
             tracks_values=amd and cpu.has("XGETBV1"),
+            upper_in_use=amd,
             pointers=zeroed if amd else Pointers.KEPT,
             pointer_bits=_LINEAR_BITS if amd else 64,
             selectors=not cpu.has("FCS_FDS_DEPRECATED"),
@@ -65,6 +68,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "pointers": "APM Vol. 2, 11.4.4 (FXSAVE) and CPUID Fn8000_0008_EBX[RstrFpErrPtrs]; X86_BUG_FXSAVE_LEAK",
         "pointer_bits": "no manual; 57, the width of a linear address with five-level paging, measured on Zen 5",
         "selectors": "SDM Vol. 1, 8.1.8, CPUID.(07H,0):EBX[13]",
+        "upper_in_use": "SDM Vol. 1, 13.6: initial outside 64-bit mode; in use all the same: measured on Zen 5",
         "modified_optimisation": "SDM Vol. 1, 13.9 (XSAVEOPT), 13.11 (XSAVES); measured on Zen 4 and Zen 5",
         "writes_disabled": "SDM Vol. 1, 13.14: saves treat the component as initial, XSAVE may write it",
         "shows_disabled": "SDM Vol. 1, 13.14 does not say; an assumption",

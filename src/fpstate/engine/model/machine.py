@@ -138,9 +138,9 @@ class Machine:
             raise fault(NOT_AVAILABLE, reason, "SDM Vol. 1, 13.14")
 
     def in_use(self) -> int:
-        """XINUSE as saves take it: without what IA32_XFD holds back, and ZMM16 to ZMM31 outside 64-bit mode."""
+        """XINUSE as saves take it, without what IA32_XFD holds back."""
         in_use = self.file.in_use & ~self.xfd
-        return in_use if self.long_mode else in_use & ~_HI16_ZMM
+        return in_use if self.long_mode or self.behaviour.upper_in_use else in_use & ~_HI16_ZMM
 
     def selectors(self) -> tuple[int, int]:
         """FCS and FDS as a save without REX.W writes them."""
