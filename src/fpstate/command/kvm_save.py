@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fpstate.arch import Cpu
-from fpstate.command.mix import Job, choose
+from fpstate.command.mix import choose
 from fpstate.command.quantity import count, size
 from fpstate.engine.kvm.sampling import Sampler
 from fpstate.engine.kvm.session import Session
@@ -48,17 +48,17 @@ def run(args: argparse.Namespace) -> int:
     """Write the states; each file is whole or not there. Raises UnsupportedHere, ProgramError, VsoError, OSError."""
     written = total = 0
     with Session() as session:
-        for path, job, saved in samples(session, args):
+        for path, seed, saved in samples(session, args):
             write_state(path, saved)
             written += 1
             total += path.stat().st_size
-            print(f"{path}  {job.program.name}  seed {job.seed}")
+            print(f"{path}  {session.name}  seed {seed}")
     print(f"{written} states, {total} bytes", file=sys.stderr)
     return 0
 
 
-def samples(session: Session, args: argparse.Namespace) -> Iterator[tuple[Path, Job, SavedState]]:
-    """Yield where each state goes, whose it is, and the state."""
+def samples(session: Session, args: argparse.Namespace) -> Iterator[tuple[Path, int, SavedState]]:
+    """Yield where each state goes, the seed of its data, and the state."""
     usable = session.destination.guest_xcr0 | 3
     names = args.program or [
         name for name, builtin in BUILTIN.items() if not builtin.missing(Cpu.host(), usable)
@@ -80,4 +80,4 @@ def samples(session: Session, args: argparse.Namespace) -> Iterator[tuple[Path, 
             samplers[job.program.name] = Sampler(
                 session, job.program, argument=job.argument, seed=job.seed, memory_size=args.memory
             )
-        yield path, job, samplers[job.program.name].sample(job.seed, source)
+        yield path, job.seed, samplers[job.program.name].sample(job.seed, source)
