@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from fpstate.arch.cpu import Cpu
 
-_LINEAR_BITS: Final = 57
+_LINEAR_BITS: Final = {True: 57, False: 48}
 _AMD: Final = frozenset({"AuthenticAMD", "HygonGenuine"})
 
 
@@ -57,7 +57,7 @@ class Behaviour:
             tracks_values=amd and cpu.has("XGETBV1"),
             upper_in_use=amd,
             pointers=zeroed if amd else Pointers.KEPT,
-            pointer_bits=_LINEAR_BITS if amd else 64,
+            pointer_bits=_LINEAR_BITS[cpu.has("AVX512F")] if amd else 64,
             selectors=not cpu.has("FCS_FDS_DEPRECATED"),
         )
 
@@ -66,7 +66,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "tracks_values": "SDM Vol. 1, 13.6 leaves XINUSE to the processor; by value: measured on Zen 4 and Zen 5",
         "pointers": "APM Vol. 2, 11.4.4 (FXSAVE) and CPUID Fn8000_0008_EBX[RstrFpErrPtrs]; X86_BUG_FXSAVE_LEAK",
-        "pointer_bits": "no manual; 57, the width of a linear address with five-level paging, measured on Zen 5",
+        "pointer_bits": "no manual; the width of a linear address: 57 measured on Zen 5, 48 assumed before Zen 4",
         "selectors": "SDM Vol. 1, 8.1.8, CPUID.(07H,0):EBX[13]",
         "upper_in_use": "SDM Vol. 1, 13.6: initial outside 64-bit mode; in use all the same: measured on Zen 5",
         "modified_optimisation": "SDM Vol. 1, 13.9 (XSAVEOPT), 13.11 (XSAVES); measured on Zen 4 and Zen 5",
