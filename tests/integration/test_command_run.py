@@ -26,6 +26,7 @@ FIELDS = {
     *(
         "schema",
         "engine",
+        "cpu",
         "vcpus",
         "processors",
         "finished",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from fpstate.arch.cpu import Cpu
 from fpstate.errors import ProgramError, UnsupportedHere
 from fpstate.program.builtin import BUILTIN, Builtin
 from fpstate.program.fault import FAULTS
 from fpstate.program.load import Format, Program
+from fpstate.vso.permission import Kind
+
+if TYPE_CHECKING:
+    from fpstate.engine.model.script import Script
 
 FAULT_PREFIX = "faults/"
 SEEDS = 8
@@ -18,12 +23,38 @@ CANARY_SEEDS = 1 << 32
 """Every canary has a seed, and so a pattern, of its own; far from the other programs' data."""
 
 
+class Runnable(Protocol):
+    """A guest program, or a script."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+
+
+class Answer(Protocol):
+    """What knows a result: a built-in program, or a script."""
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+
+    @property
+    def default_argument(self) -> int:
+        """The usual amount of work."""
+
+    def check(self, result: bytes, seed: int, argument: int | None, features: int) -> str | None:
+        """Return what is wrong with a result, or None."""
+
+
+R = TypeVar("R", bound=Runnable, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Job:
+class Job(Generic[R]):
     """One vCPU's program and data. ``builtin`` knows the result; None for a program of the user's own."""
 
-    program: Program
-    builtin: Builtin | None
+    program: R
+    builtin: Answer | None
     seed: int
     argument: int
 
@@ -35,17 +66,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class Mix(Generic[R]):
     """The programs that take turns, and what was left out of the default mix, with the reason."""
 
-    programs: tuple[tuple[Program, Builtin | None], ...]
+    programs: tuple[tuple[R, Answer | None], ...]
     left_out: tuple[tuple[str, str], ...]
 
-    def jobs(self, count: int, seed: int, argument: int | None) -> list[Job]:
+    def jobs(self, count: int, seed: int, argument: int | None) -> list[Job[R]]:
         """Return ``count`` jobs, the programs in turn."""
         return [self._job(index, seed, argument) for index in range(count)]
 
-    def _job(self, index: int, seed: int, argument: int | None) -> Job:
+    def _job(self, index: int, seed: int, argument: int | None) -> Job[R]:
         program, builtin = self.programs[index % len(self.programs)]
         turn = index // len(self.programs)
         own = CANARY_SEEDS + seed + turn if builtin and builtin.name == "canary" else seed + turn % SEEDS
@@ -53,7 +84,7 @@ class Mix:
         return Job(program, builtin, own, work)
 
 
-def choose(names: Sequence[str], cpu: Cpu, usable: int, *, format: Format | None) -> Mix:
+def choose(names: Sequence[str], cpu: Cpu, usable: int, *, format: Format | None) -> Mix[Program]:
     """Return the mix of these programs, or without any of all built-in ones that can run on a
     processor with the components in ``usable``.
 
@@ -69,6 +100,30 @@ def choose(names: Sequence[str], cpu: Cpu, usable: int, *, format: Format | None
         elif builtin.name != "probe":
             chosen.append((builtin.load(), builtin))
     return Mix(tuple(chosen), tuple(left_out))
+
+
+def choose_scripts(names: Sequence[str], usable: int, *, guests_only: bool) -> Mix[Script]:
+    """Return the mix of these scripts of the model engine, or without any of all that can run.
+
+    Raises ProgramError for a name that no script has, UnsupportedHere for a script that needs more.
+    """
+    from fpstate.engine.model.scripts import SCRIPTS
+
+    if names:
+        for name in names:
+            if name not in SCRIPTS:
+                raise ProgramError(name, "no such script", help="known: " + ", ".join(SCRIPTS))
+            if missing := SCRIPTS[name].missing(usable):
+                raise UnsupportedHere(
+                    f"{name} needs {missing}", help="name a processor that has it with --cpu"
+                )
+        return Mix(tuple((SCRIPTS[name], SCRIPTS[name]) for name in names), ())
+    mixed = [script for script in SCRIPTS.values() if script.in_mix]
+    reasons = {script.name: f"needs {missing}" for script in mixed if (missing := script.missing(usable))} | {
+        script.name: "is for hosts" for script in mixed if guests_only and script.kind is Kind.HOST
+    }
+    chosen = tuple((script, script) for script in mixed if script.name not in reasons)
+    return Mix(chosen, tuple(reasons.items()))
 
 
 def _named(name: str, cpu: Cpu, usable: int, format: Format | None) -> tuple[Program, Builtin | None]:

@@ -42,7 +42,7 @@ class Outcome:
     report: RunReport
     manager: Manager
     audit: AuditReport
-    jobs: list[tuple[Job, Guest]]
+    jobs: list[tuple[Job[Any], Guest]]
     wrong: list[str]
     left_out: tuple[tuple[str, str], ...]
     processors: int
@@ -65,13 +65,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "run",
         help="run many vCPUs on few processors, check every result, look for leaks",
         description="Run guest programs on the real FPU: as user-mode vCPUs in this process (trusted code only: a "
-        "guest shares the memory of this process), or in a virtual machine (--engine kvm). Without PROGRAM: a mix of "
-        "the built-in ones.",
+        "guest shares the memory of this process), or in a virtual machine (--engine kvm); or scripted contexts on a "
+        "processor in software (--engine model). Without PROGRAM: a mix of the built-in ones.",
     )
-    parser.add_argument("program", nargs="*", metavar="PROGRAM", help="built-in name, ELF file or flat .bin")
+    parser.add_argument("program", nargs="*", metavar="PROGRAM",
+                        help="built-in name, ELF file or flat .bin; with --engine model a script's name")  # fmt: skip
     parser.add_argument("--engine", choices=ENGINES, default="native", help="what runs them (native)")
     parser.add_argument("--kvm-vcpus", type=kvm_vcpus, metavar="N|each",
                         help="KVM vCPUs that the guests share, or one for each (as many as --processors)")  # fmt: skip
+    parser.add_argument("--cpu", metavar="NAME", help="processor of --engine model (this one)")
     parser.add_argument("--vcpus", type=count, default=1000, metavar="N", help="how many contexts (1000)")
     parser.add_argument(
         "--quantum", type=quantum, default=100_000, metavar="TIME", help="preempt after (100us)"
@@ -136,10 +138,12 @@ def execute(args: argparse.Namespace) -> Outcome:
     )
 
 
-def _start(engine: GuestEngine[Any], mix: Mix, args: argparse.Namespace) -> list[tuple[Job, Guest]]:
+def _start(
+    engine: GuestEngine[Any, Any], mix: Mix[Any], args: argparse.Namespace
+) -> list[tuple[Job[Any], Guest]]:
     """Make the vCPUs. Raises PoolExhausted with the first that there is no memory for."""
     kind = Kind.GUEST if args.guest else None
-    jobs: list[tuple[Job, Guest]] = []
+    jobs: list[tuple[Job[Any], Guest]] = []
     for job in mix.jobs(args.vcpus, args.seed, args.argument):
         try:
             vcpu = engine.vcpu(
@@ -155,7 +159,7 @@ def _start(engine: GuestEngine[Any], mix: Mix, args: argparse.Namespace) -> list
 
 def _audit(choice: EngineChoice, args: argparse.Namespace) -> AuditReport:
     with closing(choice.open(Manager(choice.cpu(args)), args)) as engine:
-        return audit(engine)
+        return (choice.audit or audit)(engine)
 
 
 def describe(outcome: Outcome) -> dict[str, Any]:
@@ -166,6 +170,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "engine": outcome.engine,
+        "cpu": outcome.manager.config.cpu.name,
         "vcpus": len(outcome.jobs),
         "processors": outcome.processors,
         "finished": outcome.ends["finished"],
@@ -207,7 +212,7 @@ def text(outcome: Outcome) -> list[str]:
         f"{data['vcpus']} vCPUs on {outcome.processors} processor{'s' * (outcome.processors > 1)}, "
         f"{cpu.vendor} family {cpu.family} model {cpu.model}, {mask_text(enabled)}",
         "",
-        f"  engine        {outcome.engine}",
+        f"  engine        {outcome.engine}{f': {cpu.name}, in software' if ENGINES[outcome.engine].modelled else ''}",
         f"  finished      {data['finished']} of {data['vcpus']} in {outcome.seconds:.2f} s, "
         f"{data['faults']} ended by a fault or limit",
         f"  results       {data['checked']} checked, {data['wrong']} wrong",
@@ -236,7 +241,7 @@ def text(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _problem(job: Job, vcpu: Guest) -> str | None:
+def _problem(job: Job[Any], vcpu: Guest) -> str | None:
     """Say what is wrong with the result of a vCPU that finished."""
     if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED or vcpu.block is None:
         return None

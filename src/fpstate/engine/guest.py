@@ -6,7 +6,6 @@ from typing import Protocol, TypeVar
 
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.program.block import Block
-from fpstate.program.load import Program
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
 from fpstate.vso.scheduler import Engine, RunQueue
@@ -23,6 +22,7 @@ class Guest(Vcpu, Protocol):
 
 
 G = TypeVar("G", bound=Guest)
+P = TypeVar("P", contravariant=True)
 
 
 class GuestQueue(RunQueue[G], Protocol[G]):
@@ -32,8 +32,9 @@ class GuestQueue(RunQueue[G], Protocol[G]):
         """Run about so many slices, or until none can run; returns the vCPUs that ended."""
 
 
-class GuestEngine(Engine[G], Protocol[G]):
-    """An engine over one manager. ``managed``: the components it switches; ``kind``: whose VSOs it makes by default."""
+class GuestEngine(Engine[G], Protocol[G, P]):
+    """An engine over one manager, for programs of type P. ``managed``: the components it switches; ``kind``: whose
+    VSOs it makes by default."""
 
     manager: Manager
     managed: int
@@ -41,7 +42,7 @@ class GuestEngine(Engine[G], Protocol[G]):
 
     def vcpu(
         self,
-        program: Program,
+        program: P,
         *,
         seed: int = 0,
         argument: int = 0,

@@ -11,6 +11,7 @@ from fpstate.engine.guest import Guest, GuestEngine, GuestQueue
 from fpstate.program.builtin import BUILTIN
 from fpstate.program.expected.canary import canary_pattern
 from fpstate.program.expected.probe import parse_probe
+from fpstate.program.load import Program
 from fpstate.vso.audit import AuditReport, Canaries
 from fpstate.vso.vcpu import ExitKind
 from fpstate.vso.vso import Vso
@@ -23,7 +24,7 @@ _CANARY_SEEDS = 1 << 32
 
 
 def audit(
-    engine: GuestEngine[Any], *, contexts: int = CONTEXTS, seed: int = 0, quantum_ns: int = 100_000
+    engine: GuestEngine[Any, Program], *, contexts: int = CONTEXTS, seed: int = 0, quantum_ns: int = 100_000
 ) -> AuditReport:
     """Run canaries among other contexts and look for each canary everywhere else; takes about half a second.
 
@@ -36,7 +37,7 @@ def audit(
 
 
 class _Audit:
-    def __init__(self, engine: GuestEngine[Any], contexts: int, seed: int, quantum_ns: int) -> None:
+    def __init__(self, engine: GuestEngine[Any, Program], contexts: int, seed: int, quantum_ns: int) -> None:
         self.engine = engine
         self.quantum_ns = quantum_ns
         self.queue: GuestQueue[Any] = engine.queue()
