@@ -216,6 +216,15 @@ def test_a_reset_leaves_nothing_that_the_host_can_see(vcpu, destination):
     assert image == Image.initial(destination.layout)
 
 
+def test_a_reset_forgets_an_exception_that_is_being_delivered(vcpu, destination):
+    events = vcpu.events()
+    events[0], events[1] = 1, 13
+    vcpu.set_events(events)
+    assert "exception (event) is 0xd, not 0x0" in map(str, survivors(vcpu, destination=destination))
+    reset(vcpu, destination=destination)
+    assert vcpu.events()[0] == 0
+
+
 def test_xcr0_is_what_was_asked_for(vcpu, destination):
     dirty(vcpu, destination)
     reset(vcpu, xcr0=1, destination=destination)

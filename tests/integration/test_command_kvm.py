@@ -34,9 +34,12 @@ def without_kvm(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(kvm, tmp_path_factory) -> Path:
-    """A canary and a spin, stopped in the middle."""
-    folder = tmp_path_factory.mktemp("states")
+    """A canary and a spin, stopped in the middle; of several canaries, the one that uses most."""
+    folder, many = tmp_path_factory.mktemp("states"), tmp_path_factory.mktemp("many")
     assert main(["kvm", "save", "canary", "spin", "--to", str(folder), "--seed", "3"]) == 0
+    assert main(["kvm", "save", "canary", "--to", str(many), "--count", "8"]) == 0
+    fullest = max(many.iterdir(), key=lambda path: read_state(path).state.image.in_use)
+    fullest.replace(folder / "canary-0000.fpvso")
     return folder
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
 from fpstate.arch.component import LEGACY, SUPERVISOR_SUPPORTED, USER_DYNAMIC, components_in
-from fpstate.engine.kvm.abi import CPUID_ENTRY, CPUID_HEADER, DEBUGREGS_SIZE, REGS_SIZE
+from fpstate.engine.kvm.abi import CPUID_ENTRY, CPUID_HEADER, DEBUGREGS_SIZE, EVENTS_SIZE, REGS_SIZE
 from fpstate.errors import KvmError
 from fpstate.image import Image
 from fpstate.image.initial import initial_bytes
@@ -43,6 +43,7 @@ class ModelledVcpu:
         self._image = Image.initial(self.layout)
         self._pkru = 0
         self._regs, self._debugregs = bytearray(REGS_SIZE), bytearray(DEBUGREGS_SIZE)
+        self._events = bytearray(EVENTS_SIZE)
 
     def cpuid(self) -> bytearray:
         low, high = self.supported & 0xFFFF_FFFF, self.supported >> 32
@@ -121,6 +122,12 @@ class ModelledVcpu:
 
     def set_debugregs(self, data: bytearray) -> None:
         self._debugregs = bytearray(data)
+
+    def events(self) -> bytearray:
+        return bytearray(self._events)
+
+    def set_events(self, data: bytearray) -> None:
+        self._events = bytearray(data)
 
     def _clear(self, mask: int) -> None:
         kept = self._image.xstate_bv & ~mask

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -24,6 +25,10 @@ SUPERVISOR_MSRS: Final[Mapping[str, int]] = MappingProxyType(
     {"u_cet": 0x6A0, "pl3_ssp": 0x6A7, "pl0_ssp": 0x6A4, "pl1_ssp": 0x6A5, "pl2_ssp": 0x6A6}
 )
 """Registers of supervisor components, which KVM_GET_XSAVE leaves out, by the MSR that has each (SDM Vol. 4)."""
+STATE_MSRS: Final[Mapping[str, int]] = MappingProxyType(
+    {"xss": XSS, "xfd": XFD, "xfd_err": XFD_ERR, **SUPERVISOR_MSRS}
+)
+"""Every MSR that belongs to a state, by name."""
 CARRIED_BY_MSRS: Final = mask_of(Component.CET_U, Component.CET_S)
 _LEAF: Final = 0xD
 
@@ -61,7 +66,7 @@ class Destination:
 
     ``cpu`` is the host: KVM's images have its offsets. ``kvm_xcr0`` is what KVM takes from this process,
     ``guest_xcr0`` and ``guest_xss`` what the guest's CPUID has of it; ``xsave_size`` the bytes of its buffer.
-    ``kvm_xcr0`` also tells what is possible in the buffer's layout.
+    ``msrs`` are those of ``STATE_MSRS`` that KVM has.
     """
 
     cpu: Cpu
@@ -69,6 +74,7 @@ class Destination:
     guest_xcr0: int
     guest_xss: int = 0
     xsave_size: int = 4096
+    msrs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, vcpu: StateVcpu, *, cpu: Cpu | None = None, supported_xcr0: int | None = None) -> Destination:
@@ -81,9 +87,10 @@ class Destination:
         kvm = known if supported_xcr0 is None else supported_xcr0 & known
         extended = leaf.get(1, (0, 0, 0, 0))
         xss = (extended[2] | extended[3] << 32) & SUPERVISOR_SUPPORTED
-        return cls(cpu, kvm, guest & kvm, xss, vcpu.xsave_size)
+        msrs = tuple(name for name, number in STATE_MSRS.items() if number in vcpu.msrs([number]))
+        return cls(cpu, kvm, guest & kvm, xss, vcpu.xsave_size, msrs)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """The standard layout of KVM's images here."""
         return Layout.standard(self.cpu, self.kvm_xcr0 | LEGACY)

@@ -26,6 +26,9 @@ DEBUG: Final = struct.Struct("<6Q")
 """The first fields of struct kvm_debugregs: DR0 to DR3, DR6, DR7."""
 DEBUG_INITIAL: Final = (0, 0, 0, 0, 0xFFFF_0FF0, 0x400)
 _DEBUG_NAMES: Final = ("dr0", "dr1", "dr2", "dr3", "dr6", "dr7")
+_DELIVERED: Final = slice(0, 16)
+"""struct kvm_vcpu_events: exception, interrupt and nmi; a byte of each says that it is being delivered."""
+_DELIVERING: Final = {"exception": (0, 1), "interrupt": (8, 9), "nmi": (12, None)}
 _STATED: Final = mask_of(Component.X87, Component.SSE, Component.PKRU)
 
 
@@ -44,10 +47,19 @@ class ResetVcpu(StateVcpu, Protocol):
     def set_debugregs(self, data: bytearray) -> None:
         """Set struct kvm_debugregs."""
 
+    def events(self) -> bytearray:
+        """Return struct kvm_vcpu_events."""
+
+    def set_events(self, data: bytearray) -> None:
+        """Set struct kvm_vcpu_events."""
+
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """A register that is not initial: its name, its component's or ``general``, ``debug``, ``control``, its value."""
+    """A register that is not initial.
+
+    ``part``: its components, or ``general``, ``debug``, ``control``, ``event``, or who saw it.
+    """
 
     name: str
     part: str
@@ -63,9 +75,9 @@ def reset(vcpu: ResetVcpu, *, xcr0: int | None = None, destination: Destination 
 
     Every state component becomes initial, PKRU 0 (what the architecture calls initial, not an operating system's
     default); IA32_XSS, IA32_XFD, IA32_XFD_ERR and the shadow-stack MSRs 0; general registers 0, RIP 0, RFLAGS 2;
-    DR0 to DR3 0, DR6 and DR7 as behind RESET. XCR0 becomes ``xcr0``: None stands for all that the guest may have,
-    which is what an engine's guests start with; 1 is what RESET gives. Segment, control and other system registers
-    are whoever's who sets up the guest's mode.
+    DR0 to DR3 0, DR6 and DR7 as behind RESET; what KVM was delivering is forgotten. XCR0 becomes ``xcr0``: None
+    stands for all that the guest may have, which is what an engine's guests start with; 1 is what RESET gives.
+    Segment, control and other system registers are whoever's who sets up the guest's mode.
 
     Raises KvmError, and ResetIncomplete with the survivors.
     """
@@ -84,7 +96,7 @@ def reset_components(vcpu: ResetVcpu, there: Destination) -> None:
 
 def reset_msrs(vcpu: ResetVcpu, there: Destination) -> None:
     """Clear IA32_XSS, IA32_XFD, IA32_XFD_ERR and the registers of supervisor components."""
-    write_msrs(vcpu, dict.fromkeys(read_msrs(vcpu), 0))
+    write_msrs(vcpu, dict.fromkeys(there.msrs, 0), there)
 
 
 def reset_general(vcpu: ResetVcpu, there: Destination) -> None:
@@ -97,8 +109,15 @@ def reset_debug(vcpu: ResetVcpu, there: Destination) -> None:
     vcpu.set_debugregs(bytearray(DEBUG.pack(*DEBUG_INITIAL).ljust(DEBUGREGS_SIZE, b"\0")))
 
 
+def reset_events(vcpu: ResetVcpu, there: Destination) -> None:
+    """Forget an exception or an interrupt that KVM was about to deliver: the next guest would meet it."""
+    events = vcpu.events()
+    events[_DELIVERED] = bytes(_DELIVERED.stop)
+    vcpu.set_events(events)
+
+
 STEPS: Final[tuple[Callable[[ResetVcpu, Destination], None], ...]] = (
-    *(reset_msrs, reset_components, reset_general, reset_debug),
+    *(reset_msrs, reset_components, reset_general, reset_debug, reset_events),
 )
 """In this order: while IA32_XFD holds a component back, KVM_SET_XSAVE does not reach it."""
 
@@ -126,7 +145,7 @@ def _survivors(vcpu: ResetVcpu, there: Destination, xcr0: int) -> Iterator[Survi
         yield Survivor(each.register, "|".join(each.components), each.a, each.b)
     if state.xcr0 != xcr0:
         yield Survivor("xcr0", "control", state.xcr0, xcr0)
-    for name, value in read_msrs(vcpu).items():
+    for name, value in read_msrs(vcpu, there).items():
         if value:
             yield Survivor(name, "control", value, 0)
     for name, value in zip(REGISTERS, REGS.unpack(vcpu.regs()), strict=True):
@@ -136,6 +155,10 @@ def _survivors(vcpu: ResetVcpu, there: Destination, xcr0: int) -> Iterator[Survi
     for name, value, right in zip(_DEBUG_NAMES, debug, DEBUG_INITIAL, strict=True):
         if value != right:
             yield Survivor(name, "debug", value, right)
+    events = vcpu.events()
+    for name, (at, vector) in _DELIVERING.items():
+        if events[at]:
+            yield Survivor(name, "event", 1 if vector is None else events[vector], 0)
 
 
 def _xcr0(there: Destination) -> int:

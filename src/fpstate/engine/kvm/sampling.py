@@ -15,6 +15,8 @@ from fpstate.program.load import Program
 from fpstate.vso.checkpoint import SavedState
 
 _ATTEMPTS: Final = 40
+_ATTEMPTS_FOR_MORE: Final = 8
+"""So often a guest that was stopped before its first instruction is started anew."""
 
 
 class Sampler:
@@ -41,12 +43,18 @@ class Sampler:
 
     def sample(self, seed: int, source: random.Random) -> SavedState:
         """Run the program with ``seed`` as its data up to a random point, and return it as it is there."""
-        longest = self.nanoseconds
-        for _ in range(_ATTEMPTS):
+        longest, at_entry = self.nanoseconds, None
+        for attempt in range(_ATTEMPTS):
             self._start(seed)
-            if self._stopped(source.randrange(longest) + 1):
-                return self.session.checkpoint()
-            longest = max(1, longest * 3 // 4)
+            if not self._stopped(source.randrange(longest) + 1):
+                longest = max(1, longest * 3 // 4)
+                continue
+            saved = self.session.checkpoint()
+            if self.session.has_begun or attempt >= _ATTEMPTS_FOR_MORE:
+                return saved
+            at_entry = saved
+        if at_entry is not None:
+            return at_entry
         raise VsoError(
             f"{self.program.name} was over before it could be stopped", help="give it more work: --argument"
         )

@@ -20,7 +20,7 @@ from fpstate.engine.kvm.abi import (
     SREGS_SIZE,
 )
 from fpstate.engine.kvm.arena import Arena
-from fpstate.engine.kvm.context import FSGSBASE, OSXSAVE, SREGS, Context
+from fpstate.engine.kvm.context import EVENTS, FSGSBASE, OSXSAVE, SREGS, Context
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.reset import reset
@@ -77,6 +77,11 @@ class Session:
             self.arena.close()
         if self._own_device:
             self.device.close()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the guest is elsewhere than at its entry."""
+        return self.space is not None and self.context["rip"] != self.space.entry
 
     def start(
         self, program: Program, *, seed: int = 0, argument: int = 0, memory_size: int = DEFAULT_MEMORY,
@@ -218,11 +223,13 @@ class Session:
         return stop
 
     def _settled(self) -> GuestSpace:
-        """Return the space of a guest that is in its own code; a tick may have come in a handler."""
+        """Return the space of a guest in its own code; a tick may have come in a handler, or on the way to it."""
         if self.space is None:
             raise VsoError("no guest is here")
         for _ in range(_STEPS_OUT):
-            if self.context.cpl == 3:
+            if (
+                self.context.cpl == 3 and not self.context.data[EVENTS]
+            ):  # struct kvm_vcpu_events, exception.injected
                 return self.space
             self.run(1)
         raise VsoError(f"{self.name} does not leave its exception handler")
@@ -231,6 +238,7 @@ class Session:
         data = self.context.data
         data[:REGS_SIZE] = self.vcpu.regs()
         data[SREGS : SREGS + SREGS_SIZE] = self.vcpu.sregs()
+        data[EVENTS:] = self.vcpu.events()
 
     def _set_context(self, context: Context) -> None:
         there = Context()
@@ -238,6 +246,9 @@ class Session:
         context["apic_base"] = there["apic_base"]
         self.vcpu.set_sregs(context.data[SREGS : SREGS + SREGS_SIZE])
         self.vcpu.set_regs(context.data[:REGS_SIZE])
+        self.vcpu.set_events(
+            context.data[EVENTS:]
+        )  # or an exception that KVM injects would meet the next guest
         self.context = context
 
 

@@ -7,6 +7,7 @@ and does not set XSTATE_BV (``kvm_arch_vcpu_ioctl_set_fpu``).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,10 +17,8 @@ from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Format, Layout
 from fpstate.engine.kvm.destination import (
     CARRIED_BY_MSRS,
+    STATE_MSRS,
     SUPERVISOR_MSRS,
-    XFD,
-    XFD_ERR,
-    XSS,
     Destination,
     StateVcpu,
 )
@@ -32,7 +31,6 @@ from fpstate.image.subject import SOFTWARE_AT
 from fpstate.vso.guest_state import GuestState, PkruPolicy
 
 _SOFTWARE: Final = slice(SOFTWARE_AT, 512)
-_STATE_MSRS: Final[Mapping[str, int]] = {"xss": XSS, "xfd": XFD, "xfd_err": XFD_ERR, **SUPERVISOR_MSRS}
 _PKRU: Final = mask_of(Component.PKRU)
 
 
@@ -86,7 +84,7 @@ def save(
     there = Destination.of(vcpu) if destination is None else destination
     data, layout = vcpu.xsave(), there.layout
     data[_SOFTWARE] = bytes(512 - SOFTWARE_AT)
-    controls = read_msrs(vcpu)
+    controls = read_msrs(vcpu, there)
     image = Image(bytes(data[: layout.size]), layout, "host")
     xss = controls.get("xss", 0)
     if supervisor := xss & CARRIED_BY_MSRS & there.guest_xss:
@@ -126,11 +124,11 @@ def load(
             if prediction.outcome is Outcome.LOSS
             else None,
         )
-    before = bytearray(vcpu.xsave()), vcpu.xcr0(), read_msrs(vcpu)
+    before = vcpu.xsave(), vcpu.xcr0(), read_msrs(vcpu, there)
     try:
-        _write(vcpu, prediction.xcr0, _wanted_msrs(prediction, before[2]), bytearray(prediction.payload))
+        _write(vcpu, prediction)
     except KvmError:
-        _put_back(vcpu, *before)
+        _put_back(vcpu, there, *before)
         raise
     report = _compare(prediction, vcpu, before[0])
     if not report.exact:
@@ -138,49 +136,48 @@ def load(
     return report
 
 
-def _write(vcpu: StateVcpu, xcr0: int, msrs: Mapping[str, int], payload: bytearray) -> None:
-    vcpu.set_xcr0(xcr0)
-    write_msrs(vcpu, msrs)
-    vcpu.set_xsave(payload)
+def _write(vcpu: StateVcpu, prediction: Prediction) -> None:
+    assert prediction.payload is not None
+    vcpu.set_xcr0(prediction.xcr0)
+    write_msrs(vcpu, _wanted_msrs(prediction), prediction.destination)
+    vcpu.set_xsave(bytearray(prediction.payload))
 
 
-def _put_back(vcpu: StateVcpu, xsave: bytearray, xcr0: int, msrs: Mapping[str, int]) -> None:
+def _put_back(
+    vcpu: StateVcpu, there: Destination, xsave: bytearray, xcr0: int, msrs: Mapping[str, int]
+) -> None:
     """Undo a load that failed half-way. XCR0 goes last: the earlier one may not be legal, as on a new vCPU."""
-    write_msrs(vcpu, msrs)
+    write_msrs(vcpu, msrs, there)
     vcpu.set_xsave(xsave)
     vcpu.set_xcr0(xcr0)
 
 
-def read_msrs(vcpu: StateVcpu) -> dict[str, int]:
-    """Return what KVM has of the MSRs that belong to a state; each is asked for alone, as KVM stops at a gap."""
-    found = {}
-    for name, number in _STATE_MSRS.items():
-        values = vcpu.msrs([number])
-        if number in values:
-            found[name] = values[number]
-    return found
+def read_msrs(vcpu: StateVcpu, there: Destination) -> dict[str, int]:
+    """Return the MSRs of a state that this KVM has, by the names of ``STATE_MSRS``."""
+    values = vcpu.msrs(STATE_MSRS[name] for name in there.msrs)
+    return {name: values[STATE_MSRS[name]] for name in there.msrs}
 
 
-def write_msrs(vcpu: StateVcpu, values: Mapping[str, int]) -> None:
-    """Set MSRs by the names of ``SUPERVISOR_MSRS`` and xss, xfd and xfd_err; those that are so are left alone.
+def write_msrs(vcpu: StateVcpu, values: Mapping[str, int], there: Destination) -> None:
+    """Set MSRs by the names of ``STATE_MSRS``; those that are so already are left alone.
 
     Raises KvmError where KVM refuses one.
     """
-    there = read_msrs(vcpu)
+    before = read_msrs(vcpu, there)
     for name, value in values.items():
-        if there.get(name, 0) == value:
+        if before.get(name, 0) == value:
             continue
-        if vcpu.set_msrs({_STATE_MSRS[name]: value}) != 1:
+        if vcpu.set_msrs({STATE_MSRS[name]: value}) != 1:
             raise KvmError(
                 "KVM_SET_MSRS",
-                22,
-                help=f"MSR {_STATE_MSRS[name]:#x} ({name}) cannot be {value:#x} in this guest",
+                errno.EINVAL,
+                help=f"MSR {STATE_MSRS[name]:#x} ({name}) cannot be {value:#x} in this guest",
             )
 
 
-def _wanted_msrs(prediction: Prediction, there: Mapping[str, int]) -> dict[str, int]:
+def _wanted_msrs(prediction: Prediction) -> dict[str, int]:
     """Return every MSR that the state has or the vCPU has: what the state lacks becomes 0."""
-    wanted = dict.fromkeys(there, 0) | dict(prediction.msrs)
+    wanted = dict.fromkeys(prediction.destination.msrs, 0) | dict(prediction.msrs)
     return wanted | {"xss": prediction.xss, "xfd": prediction.xfd, "xfd_err": prediction.xfd_err}
 
 
@@ -228,12 +225,7 @@ def _number(name: str) -> int:
 def _control_differences(
     prediction: Prediction, vcpu: StateVcpu, after: GuestState
 ) -> list[tuple[str, int, int]]:
-    there = read_msrs(vcpu)
-    wanted = {
-        "XCR0": (prediction.xcr0, after.xcr0),
-        **{
-            name.upper(): (value, there.get(name, 0))
-            for name, value in _wanted_msrs(prediction, there).items()
-        },
-    }
-    return [(name, *pair) for name, pair in wanted.items() if pair[0] != pair[1]]
+    there = read_msrs(vcpu, prediction.destination)
+    found = [("XCR0", prediction.xcr0, after.xcr0)]
+    found += [(name.upper(), value, there.get(name, 0)) for name, value in _wanted_msrs(prediction).items()]
+    return [each for each in found if each[1] != each[2]]
