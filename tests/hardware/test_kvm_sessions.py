@@ -23,7 +23,7 @@ from fpstate.command.kvm_selftest import forget
 from fpstate.engine.kvm.inside import seen_inside
 from fpstate.engine.kvm.reset import REGISTERS, reset, survivors
 from fpstate.engine.kvm.sampling import Sampler
-from fpstate.engine.kvm.session import Session
+from fpstate.engine.kvm.session import Session, ask_for_dynamic
 from fpstate.engine.kvm.trap import Why
 from fpstate.errors import KvmError, ProgramError, UnsupportedHere, VsoError
 from fpstate.image import Image
@@ -34,7 +34,7 @@ from fpstate.program.block import RESULT
 from fpstate.vso.checkpoint import SavedState
 from fpstate.vso.state_file import read_state, state_files
 
-LOADS = 500
+LOADS = 2000
 STATES = 1000
 FIRST_VECTOR_SLOT = 30
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
@@ -53,6 +53,13 @@ def session(core: ModuleType) -> Iterator[Session]:
 def runnable(session: Session) -> list[str]:
     usable = session.destination.guest_xcr0 | 3
     return [name for name, builtin in BUILTIN.items() if not builtin.missing(Cpu.host(), usable)]
+
+
+def test_a_dynamic_component_that_the_kernel_does_not_give_is_gone_without(session):
+    """The real arch_prctl: too late here, after the first vCPU, or unsupported."""
+    before = session.device.capability("KVM_CAP_XSAVE2")
+    ask_for_dynamic(mask_of(Component.TILEDATA))
+    assert session.device.capability("KVM_CAP_XSAVE2") == before
 
 
 # Resets

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 from types import TracebackType
 from typing import Self
 
-from fpstate.arch.component import USER_SUPPORTED
+from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED
+from fpstate.arch.cpu import Cpu
 from fpstate.engine.kvm.abi import (
     CPUID_ENTRY,
     CPUID_HEADER,
@@ -31,13 +33,17 @@ from fpstate.engine.kvm.transfer import LoadReport, load, save
 from fpstate.engine.kvm.trap import Stop, Why, read_stop
 from fpstate.engine.kvm.vcpu import Machine
 from fpstate.engine.memory import DEFAULT_MEMORY
-from fpstate.errors import ProgramError, VsoError
+from fpstate.errors import PermissionRequestError, ProgramError, VsoError
 from fpstate.program.block import YIELD, Block
 from fpstate.program.load import Program, Segment
 from fpstate.vso.checkpoint import GENERAL, Checkpoint, GeneralRegisters, SavedState, pieces_of
+from fpstate.vso.config import FpuConfig
+from fpstate.vso.kernel_permission import request_from_kernel
+from fpstate.vso.permission import Kind
 
 _LONGEST_SLICE = 20_000_000
-_STEPS_OUT = 1000
+_SLICES_OUT = 28
+"""From 1 ns, each twice as long as the one before: half a second in all."""
 
 
 class Session:
@@ -109,10 +115,16 @@ class Session:
         )
 
     def run(self, nanoseconds: int) -> Stop:
-        """Run the guest for so long, or until it leaves by itself; the signals of this thread wait until then."""
-        with Ticker(self._tick) as ticker:
-            ticker.arm(max(1, nanoseconds))
-            return self._enter()
+        """Run the guest for so long, or until it leaves by itself; the signals of this thread wait until then.
+
+        A tick that comes in an exception handler, or on the way to one, counts when the guest is out of it.
+        """
+        stop = self._slice(nanoseconds)
+        for shift in range(_SLICES_OUT):
+            if stop.why is not Why.PREEMPTED or self._between_instructions:
+                return stop
+            stop = self._slice(1 << shift)
+        raise VsoError(f"{self.name} does not leave its exception handler")
 
     def finish(self, seconds: float = 10.0) -> Block:
         """Run the guest to its end and return its block. Raises VsoError where it ends by a fault or takes too long."""
@@ -129,7 +141,9 @@ class Session:
 
     def checkpoint(self) -> SavedState:
         """Return the guest between two of its instructions; it can go on here all the same."""
-        space = self._settled()
+        space = self.space
+        if space is None:
+            raise VsoError("no guest is here")
         block, registers = space.read_block(self.name), self.context
         memory = space.piece.read(space.own, space.size)
         return SavedState(
@@ -184,6 +198,7 @@ class Session:
         return report
 
     def _open(self) -> None:
+        ask_for_dynamic()
         self.machine = Machine(self.device)
         self.arena = Arena(self.machine)
         self._shared = self.arena.take(SHARED_SIZE)
@@ -222,17 +237,15 @@ class Session:
             self._set_context(self.context)
         return stop
 
-    def _settled(self) -> GuestSpace:
-        """Return the space of a guest in its own code; a tick may have come in a handler, or on the way to it."""
-        if self.space is None:
-            raise VsoError("no guest is here")
-        for _ in range(_STEPS_OUT):
-            if (
-                self.context.cpl == 3 and not self.context.data[EVENTS]
-            ):  # struct kvm_vcpu_events, exception.injected
-                return self.space
-            self.run(1)
-        raise VsoError(f"{self.name} does not leave its exception handler")
+    def _slice(self, nanoseconds: int) -> Stop:
+        with Ticker(self._tick) as ticker:
+            ticker.arm(max(1, nanoseconds))
+            return self._enter()
+
+    @property
+    def _between_instructions(self) -> bool:
+        """Whether the guest is in its own code, and no exception of it waits (exception.injected of its events)."""
+        return self.context.cpl == 3 and not self.context.data[EVENTS]
 
     def _get_context(self) -> None:
         data = self.context.data
@@ -250,6 +263,18 @@ class Session:
             context.data[EVENTS:]
         )  # or an exception that KVM injects would meet the next guest
         self.context = context
+
+
+def ask_for_dynamic(mask: int | None = None) -> None:
+    """Ask that this process's guests may have dynamic components (TILEDATA), all of this processor's if not given.
+
+    It has to come before the process's first vCPU, since what is granted then decides about KVM_CAP_XSAVE2 and the
+    guests' CPUID. Where it is refused, guests go without.
+    """
+    if mask is None:
+        mask = FpuConfig.from_cpu(Cpu.host()).user_max.features & USER_DYNAMIC
+    with contextlib.suppress(PermissionRequestError):
+        request_from_kernel(mask, Kind.GUEST)
 
 
 def _cr4(cpuid: bytearray) -> int:
