@@ -13,7 +13,7 @@ import pytest
 from oracle import host_target, mutants, share
 
 from fpstate.arch import Component, Format, Layout
-from fpstate.arch.component import mask_text
+from fpstate.arch.component import mask_text, xcr0_problem
 from fpstate.engine.kvm.abi import DEBUGREGS_SIZE, FPU_SIZE, REGISTERS, REGS
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import Device
@@ -120,6 +120,28 @@ def test_the_outcome_that_is_foretold_is_the_one_that_comes(vcpu, destination):
         if outcome is Outcome.SUSPICIOUS:
             assert found.registers["mxcsr"] in (stated.registers["mxcsr"], 0x1F80)
     assert set(counts) == set(Outcome)
+
+
+def test_every_xcr0_gets_the_answer_that_is_foretold(vcpu, destination):
+    """KVM_SET_XCRS, all combinations of the low ten components and some of the higher ones."""
+    source, supported = random.Random(7), destination.guest_xcr0 | 1
+    values = [
+        *range(1 << 10),
+        *(source.getrandbits(20) | 1 for _ in range(1000)),
+        *(1 << n for n in range(64)),
+    ]
+    answers: Counter[bool] = Counter()
+    for value in values:
+        try:
+            vcpu.set_xcr0(value)
+            taken = True
+        except KvmError:
+            taken = False
+        assert taken is (xcr0_problem(value, supported) is None), hex(value)
+        assert not taken or vcpu.xcr0() == value
+        answers[taken] += 1
+    assert answers[True] > 1
+    assert answers[False] > 100
 
 
 def test_a_refused_state_leaves_the_vcpu_alone(vcpu, destination):
