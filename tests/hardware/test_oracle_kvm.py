@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
-import struct
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 
@@ -13,50 +10,20 @@ import pytest
 from oracle import Tally, disagreement, host_target, mutants, mxcsr_of, share, without
 
 from fpstate.arch import Component, mask_of
+from fpstate.engine.kvm.abi import XSAVE_SIZE
+from fpstate.engine.kvm.device import Device
+from fpstate.engine.kvm.vcpu import KvmVcpu, Machine
+from fpstate.errors import KvmError, UnsupportedHere
 from fpstate.image.consumer import Consumer, Target
 from fpstate.image.rule import Rule
 from fpstate.image.rules import RULES, Verdict, predict
 from fpstate.testing.case import clean_case
 
 COUNT = 10_000
-KVM_CREATE_VM, KVM_CREATE_VCPU = 0xAE01, 0xAE41
-KVM_GET_SUPPORTED_CPUID, KVM_SET_CPUID2 = 0xC008AE05, 0x4008AE90
-KVM_GET_XSAVE, KVM_SET_XSAVE = 0x9000AEA4, 0x5000AEA5
-XSAVE_SIZE, ENTRIES = 4096, 256
+BARE = 512
+"""Numbers of vCPUs that the machine does not count, from here on."""
 SEEN_BY_KVM = ("XS011", "XS012", "XS013", "XS015", "XS016", "XS017")
 PKRU = mask_of(Component.PKRU)
-
-
-class Guest:
-    """A vCPU that never runs: its state is set and got."""
-
-    def __init__(self, kvm: int, *, with_cpuid: bool = True) -> None:
-        self._files = [vm := fcntl.ioctl(kvm, KVM_CREATE_VM, 0)]
-        self._vcpu = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
-        self._files.append(self._vcpu)
-        if with_cpuid:
-            cpuid = bytearray(struct.pack("<II", ENTRIES, 0) + bytes(40 * ENTRIES))
-            fcntl.ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)
-            fcntl.ioctl(self._vcpu, KVM_SET_CPUID2, cpuid)
-
-    def set(self, data: bytes | bytearray) -> int:
-        """Set the state and return errno."""
-        try:
-            fcntl.ioctl(self._vcpu, KVM_SET_XSAVE, bytearray(data))
-        except OSError as error:
-            return error.errno or -1
-        return 0
-
-    def get(self) -> bytes:
-        """Return the state."""
-        data = bytearray(XSAVE_SIZE)
-        fcntl.ioctl(self._vcpu, KVM_GET_XSAVE, data)
-        return bytes(data)
-
-    def close(self) -> None:
-        """Close the vCPU and its machine."""
-        for file in reversed(self._files):
-            os.close(file)
 
 
 @pytest.fixture(scope="module")
@@ -68,31 +35,32 @@ def target(core: ModuleType) -> Target:
 
 
 @pytest.fixture(scope="module")
-def kvm() -> Iterator[int]:
+def machine() -> Iterator[Machine]:
     try:
-        file = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        pytest.skip(f"/dev/kvm: {error.strerror}")
-    yield file
-    os.close(file)
+        device = Device()
+    except UnsupportedHere as error:
+        pytest.skip(str(error))
+    with device, Machine(device) as machine:
+        yield machine
 
 
 @pytest.fixture
-def guest(kvm: int) -> Iterator[Guest]:
-    guest = Guest(kvm)
-    yield guest
-    guest.close()
+def guest(machine: Machine) -> KvmVcpu:
+    """A vCPU that never runs: its state is set and got."""
+    return machine.vcpu()
 
 
 @pytest.fixture
-def bare_guest(kvm: int) -> Iterator[Guest]:
+def bare_guest(machine: Machine) -> Iterator[KvmVcpu]:
     """A guest that was not told its CPUID, and so is not known to have any component but x87 and SSE."""
-    guest = Guest(kvm, with_cpuid=False)
-    yield guest
-    guest.close()
+    vcpu = KvmVcpu(machine, len(machine.vcpus) + BARE)
+    yield vcpu
+    vcpu.close()
 
 
-def written(guest: Guest, target: Target, seed: int, count: int, rules: Mapping[str, Rule] = RULES) -> Tally:
+def written(
+    guest: KvmVcpu, target: Target, seed: int, count: int, rules: Mapping[str, Rule] = RULES
+) -> Tally:
     """Set ``count`` mutated states and read each back."""
     tally = Tally()
     for data, _ in mutants(target, seed, count, lambda image: image.ljust(XSAVE_SIZE, b"\0")):
@@ -101,10 +69,10 @@ def written(guest: Guest, target: Target, seed: int, count: int, rules: Mapping[
     return tally
 
 
-def _judge(guest: Guest, data: bytearray, verdict: Verdict, target: Target) -> str:
-    before = guest.get()
-    error = guest.set(data)
-    after = guest.get()
+def _judge(guest: KvmVcpu, data: bytearray, verdict: Verdict, target: Target) -> str:
+    before = guest.xsave()
+    error = set_state(guest, data)
+    after = guest.xsave()
     if error or not verdict.accepted:
         if not error or errno.errorcode[error] != verdict.answer:
             return f"KVM answers {error}, not {verdict.answer}"
@@ -115,6 +83,15 @@ def _judge(guest: Guest, data: bytearray, verdict: Verdict, target: Target) -> s
     if int.from_bytes(after[512:520], "little") & ~PKRU != verdict.loaded & visible & ~PKRU:
         return "XSTATE_BV reads back as if something else were loaded"
     return disagreement(data, verdict, target, after, pattern=before, visible=visible)
+
+
+def set_state(guest: KvmVcpu, data: bytearray) -> int:
+    """Set the state and return errno."""
+    try:
+        guest.set_xsave(data)
+    except KvmError as error:
+        return error.errno
+    return 0
 
 
 def test_set_xsave_does_what_the_rules_foretell(guest, target):
@@ -144,6 +121,6 @@ def test_a_payload_that_ends_in_a_component_is_refused_before_kvm_reads_on(guest
     """The rules refuse a payload that ends in a component; the ioctl reads whatever lies behind it instead."""
     data = clean_case(Consumer.KVM, target.cpu, permitted=0).data
     assert predict(data, Consumer.KVM, target).accepted
-    assert guest.set(data) == 0
+    assert set_state(guest, data) == 0
     short = data[: target.standard.size - 8]
     assert "XS002" in {f.id for f in predict(short, Consumer.KVM, target).refusals}
