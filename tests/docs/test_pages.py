@@ -28,6 +28,7 @@ from fpstate.command import set as set_verb
 from fpstate.command import threads as threads_verb
 from fpstate.engine import availability
 from fpstate.engine.kvm.device import Device
+from fpstate.engine.model.scripts import SCRIPTS
 from fpstate.errors import UnsupportedHere
 from fpstate.image.finding import Finding, Severity
 from fpstate.program import BUILTIN, FAULTS, block
@@ -38,7 +39,7 @@ from fpstate.source.rewrite import Rewrite
 from fpstate.testing.container import signal_frame
 
 COMMAND_LINE = Page(ROOT / "docs" / "command-line.md")
-NEEDS_ENGINE = re.compile(r"fpstate run|NativeEngine|fpstate cpu(?! --cpu)")
+NEEDS_ENGINE = re.compile(r"fpstate run(?! --engine model)|NativeEngine|fpstate cpu(?! --cpu)")
 NEEDS_TRACING = re.compile(r"\$!")
 NEEDS_KVM = re.compile(r"fpstate kvm|--engine kvm")
 NOT_RUN = re.compile(r"make |git |python tests/")
@@ -298,6 +299,11 @@ def test_the_built_in_programs_are_all_documented():
     assert [row[0].strip("`") for row in rows] == list(BUILTIN)
     for name in re.findall(r"`faults/(\w+)`", page.text):
         assert name == "NAME" or name in FAULTS
+
+
+def test_the_scripts_of_the_model_are_all_documented():
+    rows = table_rows(Page(ROOT / "docs" / "model-contexts.md"), "The built-in scripts")[1:]
+    assert [name for row in rows for name in re.findall(r"`([\w-]+)`", row[0])] == list(SCRIPTS)
 
 
 def test_the_offsets_of_the_block_are_those_of_the_host():

@@ -25,8 +25,8 @@ Options = argparse.Namespace
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
     """How to open an engine: which processor its manager is for (None: this one), the engine over that manager, the
-    programs that it runs, and how it is audited where its programs are its own. ``options`` are those of the command line that no other engine
-    takes; ``modelled``: its processors are software."""
+    programs that it runs, and how it is audited where its programs are its own. ``options`` are those of the
+    command line that no other engine takes; ``modelled``: its processors are software."""
 
     open: Callable[[Manager, Options], GuestEngine[Any, Any]]
     mix: Callable[[GuestEngine[Any, Any], Options], Mix[Any]]
