@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from model_comparison import Comparison, Executor, Measured, compile_executor, measured
-from model_sequences import DATA_SIZE, Generator, Kind
+from model_comparison import Comparison
+from model_executor import Executor, Measured, compile_executor, measured
+from model_sequences import DATA_SIZE, SAVES, Generator, Kind
 from oracle import share
 
 from fpstate.arch import Cpu
@@ -43,13 +45,15 @@ def compare(program: Path, here: Measured) -> Iterator[Compare]:
     """Run sequences on both, and return what came of it."""
     executors: list[Executor] = []
 
-    def run(sequences: int, *, seed: int, **limits: int) -> Comparison:
+    def run(
+        sequences: int, *, seed: int, kind: type[Executor] = Executor, most_differences: int = 20
+    ) -> Comparison:
         cpu = Cpu.host()
         processor = Processor.under_linux(cpu, here.behaviour)
         generator = Generator(cpu, processor.xcr0, seed, short=here.short)
-        executors.append(Executor(program, generator.area_size, DATA_SIZE))
+        executors.append(kind(program, generator.area_size, DATA_SIZE))
         comparison = Comparison(processor, executors[-1], generator)
-        comparison.run(sequences, **limits)
+        comparison.run(sequences, most_differences=most_differences)
         return comparison
 
     yield run
@@ -92,6 +96,64 @@ def test_the_modified_optimisation_shows(compare):
         pytest.skip("XSAVEOPT (CPUID.(0DH,1):EAX[0])")
     counts = compare(6000, seed=4).counts
     assert counts["optimisation seen"] > counts["optimisation not taken"]
+
+
+# Processors that do what they must not: the freedom that they have is not wider than it should be
+
+
+class _OneBitWrong(Executor):
+    """Says of the last save of each sequence something else than what the processor wrote, in one bit."""
+
+    def run(self, batch):
+        records, copies = super().run(batch)
+        return records, self._tampered(batch, list(copies))
+
+    def _tampered(self, batch, copies):
+        source, end = random.Random(batch.number), 0
+        for sequence in batch.sequences:
+            end += sum(1 for operation in sequence if operation[0] in SAVES)
+            copy = bytearray(copies[end - 1])
+            copy[source.choice((source.randrange(160, 416), source.randrange(528, len(copy))))] ^= 0x10
+            copies[end - 1] = bytes(copy)
+        return iter(copies)
+
+
+class _SaysInitial(_OneBitWrong):
+    """Says that AVX is initial, whatever it is."""
+
+    def _tampered(self, batch, copies):
+        return iter([copy[:512] + bytes([copy[512] & ~4]) + copy[513:] for copy in copies])
+
+
+class _LeavesOutTooMuch(_OneBitWrong):
+    """Says of every XSAVEOPT that it wrote no XMM register."""
+
+    def _tampered(self, batch, copies):
+        number = 0
+        for sequence in batch.sequences:
+            latest: dict[int, bytes] = {}
+            for operation in sequence:
+                if operation[0] not in SAVES:
+                    continue
+                if operation[0] in (Kind.XSAVEOPT, Kind.XSAVEOPT64) and not operation[3]:
+                    before = latest.get(operation[6], batch.areas[operation[6]])
+                    copies[number] = copies[number][:160] + before[160:416] + copies[number][416:]
+                latest[operation[6]] = copies[number]
+                number += 1
+        return iter(copies)
+
+
+def test_every_single_bit_counts(compare):
+    comparison = compare(500, seed=6, kind=_OneBitWrong, most_differences=1000)
+    assert len(comparison.differences) == 500
+
+
+@pytest.mark.parametrize("wrong", [_SaysInitial, _LeavesOutTooMuch])
+def test_a_processor_that_chooses_what_it_may_not_is_caught(compare, wrong):
+    if wrong is _LeavesOutTooMuch and not Cpu.host().has("XSAVEOPT"):
+        pytest.skip("XSAVEOPT (CPUID.(0DH,1):EAX[0])")
+    comparison = compare(2000, seed=7, kind=wrong, most_differences=30)
+    assert len(comparison.differences) >= 30
 
 
 # Sabotaged models: each must be caught by the same comparison
