@@ -25,7 +25,7 @@ from fpstate.engine.kvm.reset import REGISTERS, reset, survivors
 from fpstate.engine.kvm.sampling import Sampler
 from fpstate.engine.kvm.session import Session, ask_for_dynamic
 from fpstate.engine.kvm.trap import Why
-from fpstate.errors import KvmError, ProgramError, UnsupportedHere, VsoError
+from fpstate.errors import KvmError, LoadRefused, ProgramError, UnsupportedHere, VsoError
 from fpstate.image import Image
 from fpstate.image.consumer import Consumer
 from fpstate.image.rules import predict
@@ -228,6 +228,22 @@ def test_a_program_that_is_over_too_soon_is_said_to_be(session, monkeypatch):
     sampler = Sampler(session, BUILTIN["spin"].load(), argument=1)
     with pytest.raises(VsoError, match="over before"):
         sampler.sample(1, random.Random(1))
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_guest_that_is_here(session):
+    spin = BUILTIN["spin"]
+    session.start(spin.load(), seed=9, argument=spin.default_argument)
+    session.run(100_000)
+    saved = session.checkpoint()
+    broken = dataclasses.replace(saved.checkpoint, base=saved.checkpoint.base + 4096)
+    outside = dataclasses.replace(saved.checkpoint, block=saved.checkpoint.base)
+    for checkpoint in (broken, outside):
+        with pytest.raises(ProgramError):
+            session.resume(SavedState(saved.state, checkpoint))
+    with pytest.raises(LoadRefused, match="GS001"):
+        session.resume(SavedState(dataclasses.replace(saved.state, xcr0=0), saved.checkpoint))
+    block = session.finish()
+    assert spin.check(block.result, 9, spin.default_argument, block.features) is None
 
 
 def test_a_state_without_a_program_has_nothing_to_go_on_with(session):

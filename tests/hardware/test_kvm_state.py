@@ -156,18 +156,26 @@ def test_a_refused_state_leaves_the_vcpu_alone(vcpu, destination):
     assert (bytes(vcpu.xsave()), vcpu.xcr0()) == before
 
 
-@pytest.mark.parametrize("size", [4096, 11008, 16384])
-def test_the_kernel_stays_within_a_buffer_of_the_size_that_the_capability_says(vcpu, destination, size):
-    """Answers of KVM_CAP_XSAVE2 are faked; the page behind the buffer cannot be touched."""
-    if size < vcpu.xsave_size:
-        pytest.skip(f"this KVM needs {vcpu.xsave_size} bytes")
+@pytest.mark.parametrize("answer", [0, 4096, 11008, 16384])
+def test_the_kernel_stays_within_a_buffer_of_the_size_that_the_capability_says(machine, answer, monkeypatch):
+    """Answers of KVM_CAP_XSAVE2 are faked; 0 is that of kernels without it. The page behind the buffer is closed."""
+    real = Device.capability
+    if (answer or PAGE) < machine.device.xsave_size:
+        pytest.skip(f"this KVM needs {machine.device.xsave_size} bytes")
+    monkeypatch.setattr(
+        Device,
+        "capability",
+        lambda device, name: answer if name == "KVM_CAP_XSAVE2" else real(device, name),
+    )
+    vcpu = machine.vcpu()
+    size, there = answer or PAGE, Destination.of(vcpu)
+    assert vcpu.xsave_size == there.xsave_size == size
     with guarded(size) as buffer:
-        vcpu.xsave_size = size
-        state = random_state(destination, size, dense=True)
+        state = random_state(there, answer, dense=True)
         load(vcpu, state)
         vcpu.xsave(buffer)
-        assert Image(bytes(buffer[: destination.layout.size]), destination.layout) == state.image
-        vcpu.set_xsave(bytearray(initial_payload(destination)).ljust(size, b"\0"))
+        assert Image(bytes(buffer[: there.layout.size]), there.layout) == state.image
+        vcpu.set_xsave(bytearray(initial_payload(there)))
         vcpu.set_xsave(buffer)
         assert save(vcpu).image == state.image
 

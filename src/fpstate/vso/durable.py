@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from fpstate.errors import SourceError
+
 OWNER_ALONE: Final = 0o600
 """States hold secrets: what is written here can be read by its owner and nobody else."""
 _NO_TMPFILE: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
@@ -21,9 +23,12 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Put ``data`` under a name, readable by its owner alone, once it is on the disk as a whole.
 
     A process that is killed on the way leaves the old file, or none. Where the file system has O_TMPFILE, the
-    unfinished file has no name at all; at worst a hidden ``.NAME.*`` stays, which is whole too. Raises OSError.
+    unfinished file has no name at all; at worst a hidden ``.NAME.*`` stays, which is whole too. A symbolic link is
+    followed. Raises OSError, and SourceError for what is no regular file and so not to be replaced.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        raise SourceError(str(path), "is no regular file, and so cannot be replaced as a whole")
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         unnamed = _unnamed(target.parent)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import stat
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -201,3 +204,33 @@ def test_file_systems_without_nameless_files_do_too(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"new"
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    replace_file(tmp_path / "a", b"old")
+    real = os.write
+
+    def write(descriptor, data):
+        if len(data) < 3000:
+            raise OSError(errno.ENOSPC, "no space left")
+        return real(descriptor, data[:1000])
+
+    monkeypatch.setattr("os.write", write)
+    with pytest.raises(OSError, match="no space"):
+        replace_file(tmp_path / "a", bytes(5000))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_device_or_a_folder_is_not_replaced(tmp_path):
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(SourceError, match="no regular file"):
+            write_state(path, saved())
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    replace_file(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"

@@ -25,7 +25,7 @@ from fpstate.engine.kvm.arena import Arena
 from fpstate.engine.kvm.context import EVENTS, FSGSBASE, OSXSAVE, SREGS, Context
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import Device
-from fpstate.engine.kvm.reset import reset
+from fpstate.engine.kvm.reset import reset, reset_debug, reset_events
 from fpstate.engine.kvm.space import START, GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import Ticker, blocked_in_guests, tick_signal
@@ -168,25 +168,43 @@ class Session:
     def resume(self, saved: SavedState, *, allow_loss: int = 0) -> LoadReport:
         """Load a checkpoint, so that ``run`` and ``finish`` go on with it; returns what was loaded.
 
-        Raises ProgramError where its memory is laid out as no guest's here is, and what ``load`` raises; the guest
-        that was here is gone then, and none is there.
+        Raises ProgramError where its memory is laid out as no guest's here is, and what ``load`` raises. Where it is
+        refused (LoadRefused, ProgramError), the guest that was here is still here.
         """
         checkpoint = saved.checkpoint
         if checkpoint is None:
             raise ProgramError("state", "it belongs to no program: there is nothing to go on with")
-        reset(self.vcpu, destination=self.destination)
-        report = load(self.vcpu, saved.state, allow_loss=allow_loss, destination=self.destination)
+        assert self.arena is not None
+        space = self._space_for(checkpoint)
+        try:
+            report = load(self.vcpu, saved.state, allow_loss=allow_loss, destination=self.destination)
+        except BaseException:
+            self.arena.give(space.piece)
+            raise
+        self._drop()
+        self.space, self.name = space, checkpoint.program
+        for step in (reset_debug, reset_events):
+            step(self.vcpu, self.destination)
+        self._set_context(self._context_of(checkpoint, space))
+        return report
+
+    def _space_for(self, checkpoint: Checkpoint) -> GuestSpace:
+        """Place a checkpoint's memory; raises ProgramError where no guest here could have it as it is."""
+        assert self.arena is not None
         size = checkpoint.block - checkpoint.base
-        if size <= 0:
-            raise ProgramError(checkpoint.program, f"its block at {checkpoint.block:#x} lies below its code")
+        if not 0 < size <= checkpoint.memory_size:
+            raise ProgramError(
+                checkpoint.program, f"its block at {checkpoint.block:#x} does not lie behind its code"
+            )
         room = Program(checkpoint.program, (Segment(0, b"", size, writable=True, executable=True),), 0)
-        self._place(room, Block(), checkpoint.memory_size)
-        space = self.space
-        assert space is not None
+        space = GuestSpace.place(self.arena, self._shared, room, Block(), checkpoint.memory_size)
         if (START, space.base, space.block) != (checkpoint.memory_start, checkpoint.base, checkpoint.block):
-            self._drop()
+            self.arena.give(space.piece)
             raise ProgramError(checkpoint.program, "its memory begins elsewhere than guests have it here")
         space.piece.write(space.own, checkpoint.memory_bytes())
+        return space
+
+    def _context_of(self, checkpoint: Checkpoint, space: GuestSpace) -> Context:
         registers = checkpoint.registers
         context = Context.start(root=space.root, entry=registers.rip, stack=0, argument=0, cr4=self._cr4)
         for name, value in zip(GENERAL, registers.general, strict=True):
@@ -194,8 +212,7 @@ class Session:
         context["rflags"] = registers.rflags
         _set_base(context, "fs", registers.fs_base)
         _set_base(context, "gs", registers.gs_base)
-        self._set_context(context)
-        return report
+        return context
 
     def _open(self) -> None:
         ask_for_dynamic()
