@@ -17,8 +17,8 @@ from fpstate.command.main import main
 from fpstate.command.mix import choose
 from fpstate.engine.native import NativeEngine
 from fpstate.program import BUILTIN
+from fpstate.vso.config import FpuConfig
 from fpstate.vso.manager import Manager
-from fpstate.vso.permission import FpuConfig
 
 FPSTATE = [sys.executable, "-m", "fpstate"]
 LEGACY, AVX = 0x3, 0x4

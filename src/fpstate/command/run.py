@@ -23,8 +23,9 @@ from fpstate.engine.leak import audit
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import PoolExhausted
 from fpstate.vso.audit import AuditReport
+from fpstate.vso.config import FpuConfig
 from fpstate.vso.manager import Manager
-from fpstate.vso.permission import FpuConfig, Kind
+from fpstate.vso.permission import Kind
 from fpstate.vso.scheduler import RunReport, Scheduler
 from fpstate.vso.vcpu import ExitKind
 

@@ -18,10 +18,12 @@ def availability() -> tuple[Availability, ...]:
     """Return every engine of this build."""
     from fpstate.engine import native
     from fpstate.engine.kvm import engine as kvm
+    from fpstate.engine.model import engine as model
 
     return (
         _availability("native", native.missing(), "user-mode vCPUs in this process"),
         _availability("kvm", kvm.missing(), "guests on KVM vCPUs"),
+        _availability("model", model.missing(), "scripted contexts on processors in software"),
     )
 
 

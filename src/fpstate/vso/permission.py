@@ -32,16 +32,6 @@ from fpstate.errors import (
 from fpstate.vso.config import FpuConfig
 from fpstate.vso.signal_frame import minsigstksz
 
-__all__ = [
-    "GUEST_LOCKED",
-    "REQUEST_LIMIT",
-    "FpuConfig",
-    "Kind",
-    "Permissions",
-    "check_host_features",
-    "minsigstksz",
-]
-
 GUEST_LOCKED: Final = 1 << 63
 """In a guest permission: frozen by the first guest (``FPU_GUEST_PERM_LOCKED``)."""
 REQUEST_LIMIT: Final = 20

@@ -40,11 +40,20 @@ _BUDGET_NS: Final = 20_000_000
 _SIGNALS: Final = {6: "SIGILL", 7: "SIGILL", 13: "SIGSEGV", 14: "SIGSEGV", X87_ERROR: "SIGFPE", 17: "SIGBUS"}
 
 
+def missing() -> str | None:
+    """Return what this machine lacks for the engine, or None where it works: buffers come from the native core."""
+    try:
+        import fpstate._core  # noqa: F401
+    except ImportError as error:
+        return f"the native core (fpstate._core) is not built: {error}"
+    return None
+
+
 class ModelEngine:
     """Makes scripted contexts and run queues for one manager, whatever its processor.
 
     ``timeout``: seconds that each context may use, in steps of ``STEP_NS`` (None: no limit). ``behaviour``: what the
-    processor does where processors differ (None: as its vendor's do).
+    processor does where processors differ (None: as its vendor's do). Raises UnsupportedHere without the native core.
     """
 
     name = "model"
@@ -53,6 +62,9 @@ class ModelEngine:
     def __init__(
         self, manager: Manager, *, timeout: float | None = None, behaviour: Behaviour | None = None
     ) -> None:
+        lacking = missing()
+        if lacking:
+            raise UnsupportedHere(lacking)
         self.manager = manager
         self.kernel = Kernel(manager.config.cpu, processors=0, pool=manager.pool, behaviour=behaviour)
         self.managed = manager.config.kernel_max.features | manager.config.independent_features

@@ -13,7 +13,7 @@ from fpstate.engine.model.machine import ALL, Machine
 from fpstate.engine.model.register_file import RegisterFile
 from fpstate.errors import ImageError
 from fpstate.image import Image
-from fpstate.vso.permission import FpuConfig
+from fpstate.vso.config import FpuConfig
 
 
 class Processor(Machine):
