@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
 from engine_runs import cpu_without_xsavec
 
 from fpstate.arch import Component, mask_of
+from fpstate.engine.kvm.engine import KvmEngine
+from fpstate.engine.kvm.engine import missing as missing_for_kvm
 from fpstate.engine.native import NativeEngine
 from fpstate.vso.manager import Manager
 
@@ -35,3 +38,21 @@ def avx(native: ModuleType) -> int:
     if not native.features()["managed_mask"] & AVX:
         pytest.skip("AVX is not enabled (XCR0[2])")
     return AVX
+
+
+@pytest.fixture
+def kvm(core: ModuleType) -> Iterator[Callable[..., KvmEngine]]:
+    """kvm(manager, class, ...) -> a KVM engine that is closed in the end; no guest runs for more than ten seconds."""
+    if lacking := missing_for_kvm():
+        pytest.skip(lacking)
+    engines: list[KvmEngine] = []
+
+    def make(
+        manager: Manager | None = None, kind: type[KvmEngine] = KvmEngine, *, timeout: float = 10, **options
+    ) -> KvmEngine:
+        engines.append(kind(manager or Manager(), timeout=timeout, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

@@ -73,9 +73,15 @@ class Arena:
         self.machine.map(slot, self._next_address, address, size)
         chunk = _Chunk(memory, self._next_address, size, slot)
         self._chunks.append(chunk)
+        self._allow_mmu_pages()
         self._next_slot = max(self._next_slot, slot + 1)
         self._next_address += size
         return chunk
+
+    def _allow_mmu_pages(self) -> None:
+        """KVM's own limit is a fiftieth of the memory: too little for many small address spaces, of which some could
+        then not be entered at all."""
+        self.machine.allow_mmu_pages(self.bytes_mapped // PAGE_SIZE)
 
     def _remove(self, chunk: _Chunk) -> None:
         self.machine.map(chunk.slot, chunk.guest_address, 0, 0)

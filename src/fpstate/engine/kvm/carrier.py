@@ -102,6 +102,8 @@ class Carrier:
         stop = read_stop(reason, io, context, guest.memory)
         self._stepped |= stop.why is not Why.PREEMPTED and stop.vector == DEBUG
         guest.context = context
+        if stop.why is not Why.PREEMPTED:
+            self.resident = None  # what the vCPU has may be a handler's registers, not the guest's
         self.kvm.xsave(self.image)
         return stop, self.exchange.save(guest.vso, self.image)
 

@@ -12,7 +12,7 @@ from fpstate.errors import UnsupportedHere
 from fpstate.image import Image
 from fpstate.image.move import Move, moves
 from fpstate.vso.manager import Manager
-from fpstate.vso.placement import Copy, start_image
+from fpstate.vso.placement import Copy
 from fpstate.vso.vso import XSTATE_BV, Vso, room_for
 
 PKRU, SSE = mask_of(Component.PKRU), mask_of(Component.SSE)
@@ -35,6 +35,7 @@ class Exchange:
             raise UnsupportedHere(f"the layout of {manager.config.cpu.name}, which the manager has")
         self.always = mask & PKRU
         self._blank = Image.initial(self.layout).to_bytes().ljust(size, b"\0")
+        self._starts: dict[int, bytes] = {}
         self._initials: dict[int, Sequence[tuple[slice, bytes]]] = {}
         self._moves: dict[tuple[int, int, bool], Sequence[Move]] = {}
 
@@ -63,9 +64,19 @@ class Exchange:
         if image[_MXCSR] != _INITIAL_MXCSR:
             named |= SSE
         for component in components_in(named):
-            if all(image[piece] == initial for piece, initial in self._initial(component)):
+            for piece, initial in self._initial(component):
+                if image[piece] != initial:
+                    break
+            else:
                 named &= ~(1 << component)
         return named
+
+    def _start(self, vso: Vso) -> bytes:
+        """Return an image of the VSO's layout with nothing in use."""
+        found = self._starts.get(vso.xfeatures)
+        if found is None:
+            found = self._starts[vso.xfeatures] = Image.initial(vso.layout).to_bytes()
+        return found
 
     def _initial(self, component: int) -> Sequence[tuple[slice, bytes]]:
         """Return where an image has a component, and what it holds initially."""
@@ -86,8 +97,9 @@ class Exchange:
         if in_use & ~vso.xfeatures:
             self.manager.store(vso, in_use, self.layout, _copier(image))
         elif vso.buffer:
-            start_image(vso.buffer.view, vso.layout, in_use)
             view = vso.buffer.view
+            view[:] = self._start(vso)
+            view[XSTATE_BV] = in_use.to_bytes(8, "little")
             for at, to, size in self._between(vso, in_use, out=False):
                 view[to : to + size] = image[at : at + size]
         return room_for(in_use) != vso.xfeatures

@@ -57,6 +57,10 @@ class Machine:
         region = MEMORY_REGION.pack(slot, flags, guest_address, size, address)
         ioctl(self.file, "KVM_SET_USER_MEMORY_REGION", bytearray(region))
 
+    def allow_mmu_pages(self, count: int) -> None:
+        """KVM_SET_NR_MMU_PAGES: how many pages of its own KVM may keep for the guests' address spaces."""
+        ioctl(self.file, "KVM_SET_NR_MMU_PAGES", count)
+
     def vcpu(self, *, cpuid: bytearray | None = None) -> KvmVcpu:
         """Add a vCPU that sees ``cpuid`` (struct kvm_cpuid2), or without any all that KVM supports."""
         vcpu = KvmVcpu(self, len(self.vcpus))
