@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from fpstate.arch.component import LEGACY, SUPERVISOR_SUPPORTED, USER_DYNAMIC, Component, mask_of
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
-from fpstate.engine.kvm.abi import CPUID_ENTRY, CPUID_HEADER
+from fpstate.engine.kvm.cpuid import leaf
 from fpstate.image.consumer import Target
 
 XSS: Final = 0xDA0
@@ -80,12 +80,11 @@ class Destination:
     def of(cls, vcpu: StateVcpu, *, cpu: Cpu | None = None, supported_xcr0: int | None = None) -> Destination:
         """Ask a vCPU. ``supported_xcr0`` is what KVM tells of itself, if it does; else Linux's rules say it."""
         cpu = Cpu.host() if cpu is None else cpu
-        leaf = _leaf_d(vcpu.cpuid())
-        stated = leaf.get(0, (0, 0, 0, 0))
-        guest = stated[0] | stated[3] << 32
+        table = vcpu.cpuid()
+        main, extended = leaf(table, _LEAF, 0), leaf(table, _LEAF, 1)
+        guest = main[0] | main[3] << 32
         known = Target.from_cpu(cpu, permitted=guest & USER_DYNAMIC).kvm_xcr0
         kvm = known if supported_xcr0 is None else supported_xcr0 & known
-        extended = leaf.get(1, (0, 0, 0, 0))
         xss = (extended[2] | extended[3] << 32) & SUPERVISOR_SUPPORTED
         msrs = tuple(name for name, number in STATE_MSRS.items() if number in vcpu.msrs([number]))
         return cls(cpu, kvm, guest & kvm, xss, vcpu.xsave_size, msrs)
@@ -105,15 +104,3 @@ class Destination:
         return Target.from_cpu(self.cpu, permitted=self.kvm_xcr0 & USER_DYNAMIC).with_(
             kvm_xcr0=self.kvm_xcr0, guest_xcr0=self.guest_xcr0, guest_xfd=xfd
         )
-
-
-def _leaf_d(cpuid: bytearray) -> dict[int, tuple[int, int, int, int]]:
-    """Return the sub-leaves of leaf 0DH as EAX, EBX, ECX, EDX."""
-    count, _ = CPUID_HEADER.unpack_from(cpuid)
-    found = {}
-    for index in range(count):
-        at = CPUID_HEADER.size + index * CPUID_ENTRY.size
-        function, subleaf, _, *registers = CPUID_ENTRY.unpack_from(cpuid, at)
-        if function == _LEAF:
-            found[subleaf] = (registers[0], registers[1], registers[2], registers[3])
-    return found

@@ -10,10 +10,9 @@ import os
 import weakref
 
 from fpstate.arch.component import LEGACY, USER_SUPPORTED, Component, mask_of, mask_text
-from fpstate.engine.kvm.abi import CPUID_ENTRY, CPUID_HEADER
 from fpstate.engine.kvm.arena import Arena
 from fpstate.engine.kvm.carrier import CarrierPool
-from fpstate.engine.kvm.context import FSGSBASE, OSXSAVE
+from fpstate.engine.kvm.cpuid import cr4_bits, leaf
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.exchange import PKRU, Exchange
 from fpstate.engine.kvm.guest import KvmGuest
@@ -85,7 +84,7 @@ class KvmEngine:
         supported = _supported_xcr0(device, cpuid)
         self.exchange = self._exchange(supported & manager.config.cpu.user_mask, device.xsave_size)
         self.managed = self.exchange.mask & ~PKRU
-        self._cr4 = _cr4(cpuid)
+        self._cr4 = cr4_bits(cpuid)
         machine = Machine(device)
         self.arena = Arena(machine)
         closing.detach()
@@ -164,23 +163,8 @@ def _close(device: Device, machine: Machine, arena: Arena) -> None:
 
 def _supported_xcr0(device: Device, cpuid: bytearray) -> int:
     """Return what guests may have in XCR0: from CPUID where KVM does not tell. Raises UnsupportedHere without XSAVE."""
-    eax, _, _, edx = _leaf(cpuid, 0xD, 0)
+    eax, _, _, edx = leaf(cpuid, 0xD, 0)
     if not eax:
         raise UnsupportedHere("XSAVE in guests (KVM_GET_SUPPORTED_CPUID, leaf 0DH)")
     told = device.supported_xcr0
     return eax | edx << 32 if told is None else told
-
-
-def _cr4(cpuid: bytearray) -> int:
-    """Return the optional bits of CR4 that KVM_SET_SREGS takes with this CPUID."""
-    _, _, ecx, _ = _leaf(cpuid, 1, 0)
-    _, ebx, _, _ = _leaf(cpuid, 7, 0)
-    return (OSXSAVE if ecx >> 26 & 1 else 0) | (FSGSBASE if ebx & 1 else 0)
-
-
-def _leaf(cpuid: bytearray, function: int, index: int) -> tuple[int, int, int, int]:
-    for leaf, subleaf, _, *registers in CPUID_ENTRY.iter_unpack(bytes(cpuid[CPUID_HEADER.size :])):
-        if (leaf, subleaf) == (function, index):
-            eax, ebx, ecx, edx = registers
-            return eax, ebx, ecx, edx
-    return 0, 0, 0, 0

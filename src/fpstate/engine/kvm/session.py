@@ -11,8 +11,6 @@ from typing import Self
 from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED
 from fpstate.arch.cpu import Cpu
 from fpstate.engine.kvm.abi import (
-    CPUID_ENTRY,
-    CPUID_HEADER,
     EXIT_IO,
     REGS_SIZE,
     RUN_IO,
@@ -22,7 +20,8 @@ from fpstate.engine.kvm.abi import (
     SREGS_SIZE,
 )
 from fpstate.engine.kvm.arena import Arena
-from fpstate.engine.kvm.context import EVENTS, FSGSBASE, OSXSAVE, SREGS, Context
+from fpstate.engine.kvm.context import EVENTS, SREGS, Context
+from fpstate.engine.kvm.cpuid import cr4_bits
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.reset import reset, reset_debug, reset_events
@@ -224,7 +223,7 @@ class Session:
         self.destination = Destination.of(self.vcpu, supported_xcr0=self.device.supported_xcr0)
         self._tick = tick_signal()
         self.vcpu.set_signal_mask(blocked_in_guests(self._tick))
-        self._cr4 = _cr4(self.vcpu.cpuid())
+        self._cr4 = cr4_bits(self.vcpu.cpuid())
 
     def _place(self, program: Program, block: Block, size: int) -> None:
         self._drop()
@@ -292,18 +291,6 @@ def ask_for_dynamic(mask: int | None = None) -> None:
         mask = FpuConfig.from_cpu(Cpu.host()).user_max.features & USER_DYNAMIC
     with contextlib.suppress(PermissionRequestError):
         request_from_kernel(mask, Kind.GUEST)
-
-
-def _cr4(cpuid: bytearray) -> int:
-    """Return what a guest's CR4 needs beyond that of every guest."""
-    count, _ = CPUID_HEADER.unpack_from(cpuid)
-    for index in range(count):
-        function, subleaf, _, _, ebx, *_ = CPUID_ENTRY.unpack_from(
-            cpuid, CPUID_HEADER.size + index * CPUID_ENTRY.size
-        )
-        if (function, subleaf) == (7, 0):
-            return OSXSAVE | (FSGSBASE if ebx & 1 else 0)
-    return OSXSAVE
 
 
 def _base_at(segment: str) -> int:
