@@ -51,7 +51,7 @@ def session(core: ModuleType) -> Iterator[Session]:
 
 
 def runnable(session: Session) -> list[str]:
-    usable = session.destination.guest_xcr0 | 3
+    usable = session.destination.full_xcr0
     return [name for name, builtin in BUILTIN.items() if not builtin.missing(Cpu.host(), usable)]
 
 
@@ -97,7 +97,7 @@ def test_without_a_reset_the_next_guest_sees_what_the_last_one_left(session):
 def test_a_reset_that_forgets_registers_is_caught_by_their_names_on_both_sides(
     session, kept, component, ending
 ):
-    if not (session.destination.guest_xcr0 | 3) >> component & 1:
+    if not session.destination.full_xcr0 >> component & 1:
         pytest.skip(f"this guest has no {component.name}")
     dirty_from_inside(session)
     forget(session, kept)
@@ -117,12 +117,12 @@ def test_a_guest_sees_what_the_rules_foretell_of_a_load(session):
     there, target, probe = session.destination, session.destination.target(), BUILTIN["probe"].load()
     if target.kvm_size > 4096:
         pytest.skip("KVM_SET_XSAVE of 4096 bytes is too small for this processor's components")
-    features = there.guest_xcr0 & USER_SUPPORTED | 3
+    features = there.full_xcr0 & USER_SUPPORTED
     outcomes: Counter[str] = Counter()
     for data, _ in mutants(target, 51, share(LOADS), lambda image: image.ljust(there.xsave_size, b"\0")):
         verdict = predict(data, Consumer.KVM, target)
         session.start(probe)
-        session.vcpu.set_xcr0(there.guest_xcr0)
+        session.vcpu.set_xcr0(there.full_xcr0)
         try:
             session.vcpu.set_xsave(data)
         except KvmError:

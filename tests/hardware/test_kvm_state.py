@@ -55,7 +55,7 @@ def destination(vcpu: KvmVcpu) -> Destination:
 
 def random_state(destination: Destination, seed: int, *, dense: bool = False) -> GuestState:
     """A random state, standard or compacted, of everything that the guest has."""
-    cpu, mask = destination.cpu, destination.guest_xcr0
+    cpu, mask = destination.cpu, destination.full_xcr0
     compacted = seed % 2 and cpu.has("XSAVEC")
     layout = Layout.compacted(cpu, mask) if compacted else Layout.standard(cpu, mask)
     image = random_image(layout, seed, present=mask if dense else None, mxcsr_mask=cpu.mxcsr_mask)
@@ -124,7 +124,7 @@ def test_the_outcome_that_is_foretold_is_the_one_that_comes(vcpu, destination):
 
 def test_every_xcr0_gets_the_answer_that_is_foretold(vcpu, destination):
     """KVM_SET_XCRS, all combinations of the low ten components and some of the higher ones."""
-    source, supported = random.Random(7), destination.guest_xcr0 | 1
+    source, supported = random.Random(7), destination.full_xcr0
     values = [
         *range(1 << 10),
         *(source.getrandbits(20) | 1 for _ in range(1000)),
@@ -232,7 +232,7 @@ def dirty(vcpu: KvmVcpu, destination: Destination) -> None:
     """Put something into every register that the host can set."""
     case = clean_case(Consumer.KVM, destination.cpu, permitted=0)
     image = Image(case.data[: destination.layout.size], destination.layout)
-    load(vcpu, GuestState(image, destination.guest_xcr0, destination.cpu), destination=destination)
+    load(vcpu, GuestState(image, destination.full_xcr0, destination.cpu), destination=destination)
     vcpu.set_regs(bytearray(REGS.pack(*range(0x1001, 0x1001 + len(REGISTERS)))))
     vcpu.set_debugregs(bytearray(DEBUG.pack(1, 2, 3, 4, 0xFFFF0FF1, 0x401).ljust(DEBUGREGS_SIZE, b"\0")))
 
@@ -260,7 +260,7 @@ def test_xcr0_is_what_was_asked_for(vcpu, destination):
     reset(vcpu, xcr0=1, destination=destination)
     assert vcpu.xcr0() == 1
     reset(vcpu, destination=destination)
-    assert vcpu.xcr0() == destination.guest_xcr0 | 1
+    assert vcpu.xcr0() == destination.full_xcr0
 
 
 def keep_components(vcpu: KvmVcpu, destination: Destination, kept: int) -> None:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def samples(session: Session, args: argparse.Namespace) -> Iterator[tuple[Path, int, SavedState]]:
     """Yield where each state goes, the seed of its data, and the state."""
-    usable = session.destination.guest_xcr0 | 3
+    usable = session.destination.full_xcr0
     names = args.program or [
         name for name, builtin in BUILTIN.items() if not builtin.missing(Cpu.host(), usable)
     ]

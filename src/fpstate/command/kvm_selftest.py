@@ -102,9 +102,9 @@ def _timed(name: str, check: Check, session: Session, seed: int) -> Result:
 def _random_state(session: Session, source: random.Random) -> GuestState:
     there = session.destination
     kind = Layout.compacted if source.random() < 0.5 and there.cpu.has("XSAVEC") else Layout.standard
-    layout = kind(there.cpu, there.guest_xcr0 | 3)
+    layout = kind(there.cpu, there.full_xcr0)
     image = random_image(layout, source.getrandbits(32), mxcsr_mask=there.cpu.mxcsr_mask)
-    return GuestState(image, there.guest_xcr0 | 1, there.cpu)
+    return GuestState(image, there.full_xcr0, there.cpu)
 
 
 def loads(session: Session, source: random.Random) -> str:
@@ -156,7 +156,7 @@ def sabotaged_resets(session: Session, source: random.Random) -> str:
     """Resets with a fault are caught, by the host and by a guest, and the register is named."""
     caught = []
     for name, kept, ending in _SABOTAGES:
-        if kept > 0 and not kept & (session.destination.guest_xcr0 | 3):
+        if kept > 0 and not kept & session.destination.full_xcr0:
             continue
         dirty_from_inside(session, seed=source.getrandbits(16))
         forget(session, kept)
@@ -182,7 +182,7 @@ def forget(session: Session, kept: int) -> None:
 def goes_on(session: Session, source: random.Random) -> str:
     """Programs stopped at random points, through files, go on to the right results."""
     done = 0
-    cpu, usable = Cpu.host(), session.destination.guest_xcr0 | 3
+    cpu, usable = Cpu.host(), session.destination.full_xcr0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.fpvso"
         for builtin in BUILTIN.values():

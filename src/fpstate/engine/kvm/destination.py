@@ -12,7 +12,14 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from fpstate.arch.component import LEGACY, SUPERVISOR_SUPPORTED, USER_DYNAMIC, Component, mask_of
+from fpstate.arch.component import (
+    LEGACY,
+    SUPERVISOR_SUPPORTED,
+    USER_DYNAMIC,
+    Component,
+    mask_of,
+    xcr0_complete,
+)
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.kvm.cpuid import leaf
@@ -93,6 +100,11 @@ class Destination:
     def layout(self) -> Layout:
         """The standard layout of KVM's images here."""
         return Layout.standard(self.cpu, self.kvm_xcr0 | LEGACY)
+
+    @property
+    def full_xcr0(self) -> int:
+        """The largest XCR0 that this guest can have: CPUID may list a part of AVX-512, MPX or AMX alone."""
+        return xcr0_complete(self.guest_xcr0 | LEGACY)
 
     @property
     def xfd_capable(self) -> int:

@@ -23,7 +23,7 @@ def seen_inside(session: Session) -> list[Survivor]:
     """
     probe = BUILTIN["probe"]
     found: dict[str, Survivor] = {}
-    features = session.destination.guest_xcr0 & USER_SUPPORTED | 3
+    features = session.destination.full_xcr0 & USER_SUPPORTED
     for half in _HALVES:
         session.start(probe.load(), argument=half, clean=False)
         result = session.finish().result

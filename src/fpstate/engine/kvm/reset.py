@@ -162,4 +162,4 @@ def _survivors(vcpu: ResetVcpu, there: Destination, xcr0: int) -> Iterator[Survi
 
 
 def _xcr0(there: Destination) -> int:
-    return there.guest_xcr0 | 1
+    return there.full_xcr0

@@ -97,7 +97,7 @@ class Session:
         ``clean`` False leaves floating-point registers and XCR0 as they are: for looking at what is in them. Raises
         ProgramError, KvmError, ResetIncomplete.
         """
-        features = self.destination.guest_xcr0 & USER_SUPPORTED | 3
+        features = self.destination.full_xcr0 & USER_SUPPORTED
         block = Block(seed=seed, argument=argument, features=features)
         if clean:
             reset(self.vcpu, destination=self.destination)
