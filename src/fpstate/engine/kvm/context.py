@@ -67,6 +67,11 @@ class Context:
         struct.pack_into("<Q", self.data, _AT[name], value)
 
     @property
+    def general(self) -> bytes:
+        """The general registers, rip and rflags, as struct kvm_regs."""
+        return bytes(self.data[:SREGS])
+
+    @property
     def cpl(self) -> int:
         """The privilege level: the low bits of CS."""
         return self.data[_CS_SELECTOR] & 3

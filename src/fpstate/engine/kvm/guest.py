@@ -39,6 +39,7 @@ class KvmGuest:
         self.slices = 0
         self.preemptions = 0
         self.slack = 0
+        self.stalls = 0
         self.used_ns = 0
 
     @property

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BUDGET_NS = 20_000_000
 _SHORTEST_NS = 10_000
 _SAMPLES = 1 << 16
+_MOST_DOUBLINGS = 8
 
 
 class KvmQueue:
@@ -139,7 +140,7 @@ class KvmQueue:
         if carrier.resident is not guest or guest.changed or not self.engine.each:
             carrier.load(guest)
             guest.changed = False
-        ticker.arm(quantum_ns)
+        ticker.arm(quantum_ns << min(guest.stalls, _MOST_DOUBLINGS))
         guest.slices += 1
         self._switches += 1
         started = time.thread_time_ns()
@@ -155,8 +156,12 @@ class KvmQueue:
 
     def _settle(self, carrier: Carrier, guest: KvmGuest) -> Exit | None:
         """Save a guest that was entered and tell how it ended, or None where it goes on."""
+        before = guest.context.general
         stop, slack = carrier.save(guest)
         guest.entered = False
+        # Entering takes longer than a short quantum where KVM has page tables to shadow: each needs time to get on.
+        stalled = stop.why is Why.PREEMPTED and guest.context.general == before
+        guest.stalls = guest.stalls + 1 if stalled else 0
         self._saves += 1
         guest.slack = guest.slack + 1 if slack else 0
         ended = self._exit_of(stop, carrier, guest)
