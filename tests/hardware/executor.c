@@ -37,7 +37,7 @@ enum {
     FXRSTOR, FXRSTOR64, XRSTOR, XRSTOR64, XRSTORS64, XGETBV,
     XMM, VXMM, VYMM, VZMM, KMOV, MMX, VZEROUPPER, VZEROALL, FNINIT, FNCLEX, EMMS, FLDCW, LDMXCSR,
     STMXCSR, FNSTCW, FNSTSW, EDIT, COPY,
-    FXSAVE32, XSAVE32, XSAVEC32, XSAVEOPT32, FXRSTOR32, XRSTOR32
+    FXSAVE32, XSAVE32, XSAVEC32, XSAVEOPT32, FXRSTOR32, XRSTOR32, ZERO
 };
 
 #define WITH_MASK(name, instruction)                                                                                   \
@@ -53,6 +53,8 @@ enum {
 __asm__(".text\n"
         ".altmacro\n"
         ".macro one instruction, register, number\n    \\instruction (%rdi), %\\register\\number\n.endm\n"
+        ".macro zero_by instruction, register, number\n"
+        "    \\instruction %\\register\\number, %\\register\\number, %\\register\\number\n.endm\n"
         "first_under_test:\n"
         WITH_MASK("do_xsave", "xsave") WITH_MASK("do_xsave64", "xsave64")
         WITH_MASK("do_xsavec", "xsavec") WITH_MASK("do_xsavec64", "xsavec64")
@@ -71,6 +73,9 @@ __asm__(".text\n"
         TABLE("move_xmm", "16", "movups", "xmm") TABLE("vmove_xmm", "16", "vmovups", "xmm")
         TABLE("vmove_ymm", "16", "vmovups", "ymm") TABLE("vmove_zmm", "32", "vmovups", "zmm")
         TABLE("kmove", "8", "kmovq", "k") TABLE("move_mmx", "8", "movq", "mm")
+        ".balign 16\nzero:\n.set i, 0\n"
+        ".rept 16\n    .balign 16\n    zero_by vpxor, xmm, %i\n    ret\n.set i, i + 1\n.endr\n"
+        ".rept 16\n    .balign 16\n    zero_by vpxorq, zmm, %i\n    ret\n.set i, i + 1\n.endr\n"
         /* Outside 64-bit mode: through the code segment for 32-bit programs, on a stack below 4 GiB. */
         ".balign 16\ncall_in_32_bits:\n"
         "    push %rbx\n    push %rbp\n    push %r12\n    push %r13\n    push %r14\n    push %r15\n"
@@ -89,7 +94,7 @@ __asm__(".text\n"
         ".noaltmacro\n");
 
 extern char first_under_test[], last_under_test[], move_xmm[], vmove_xmm[], vmove_ymm[], vmove_zmm[], kmove[],
-    move_mmx[], call_in_32_bits[], return_to_64_bits[], fxsave_in_32_bits[], xsave_in_32_bits[], xsavec_in_32_bits[],
+    move_mmx[], zero[], call_in_32_bits[], return_to_64_bits[], fxsave_in_32_bits[], xsave_in_32_bits[], xsavec_in_32_bits[],
     xsaveopt_in_32_bits[], fxrstor_in_32_bits[], xrstor_in_32_bits[];
 typedef void under_test(void *memory, uint64_t mask);
 under_test do_xsave, do_xsave64, do_xsavec, do_xsavec64, do_xsaveopt, do_xsaveopt64, do_xsaves64, do_xrstor,
@@ -106,6 +111,7 @@ static under_test *const plain[] = {
 };
 static char *const moves[] = {
     [XMM] = move_xmm, [VXMM] = vmove_xmm, [VYMM] = vmove_ymm, [VZMM] = vmove_zmm, [KMOV] = kmove, [MMX] = move_mmx,
+    [ZERO] = zero,
 };
 
 static char *const in_32_bits[] = {
@@ -166,6 +172,7 @@ static uint64_t perform(char *memory, const struct batch *batch, const struct op
         call(area + operation->skew, value, (uint64_t)in_32_bits[operation->kind]);
         break;
     }
+    case ZERO:
     case XMM ... MMX: {
         under_test *move = (under_test *)(moves[operation->kind] + SLOT * operation->index);
         move(memory + batch->data + operation->where, 0);

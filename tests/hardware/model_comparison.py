@@ -249,6 +249,9 @@ class Comparison:
         method, size = _MOVES[kind]
         method(self.processor, index, self._data[where : where + size])
 
+    def _zero(self, operation: Operation, value: int) -> None:
+        self.processor.zero_vector(operation[1])
+
     def _plain(self, operation: Operation, value: int) -> None:
         _PLAIN[operation[0]](self.processor)
 
@@ -361,6 +364,7 @@ _PERFORM = {
     Kind.XGETBV: _C._xgetbv,
     **dict.fromkeys(_MOVES, _C._move),
     **dict.fromkeys(_PLAIN, _C._plain),
+    Kind.ZERO: _C._zero,
     Kind.FLDCW: _C._fldcw,
     Kind.LDMXCSR: _C._ldmxcsr,
     **dict.fromkeys((Kind.STMXCSR, Kind.FNSTCW, Kind.FNSTSW), _C._read),

@@ -73,6 +73,7 @@ class Kind(IntEnum):
     XSAVEOPT32 = 37
     FXRSTOR32 = 38
     XRSTOR32 = 39
+    ZERO = 40
 
 
 SAVES = frozenset((*range(Kind.FXSAVE, Kind.XSAVES64 + 1), *range(Kind.FXSAVE32, Kind.XSAVEOPT32 + 1)))
@@ -196,7 +197,7 @@ class Generator:
         privileged = [Kind.XSAVES64, Kind.XRSTORS64] if has("XSAVES") else []
         moves = [(Kind.XMM, 16)]
         if self.xcr0 & mask_of(Component.AVX):
-            moves += [(Kind.VXMM, 16), (Kind.VYMM, 16)]
+            moves += [(Kind.VXMM, 16), (Kind.VYMM, 16), (Kind.ZERO, 32 if self.xcr0 & AVX512 else 16)]
         if self.xcr0 & AVX512 == AVX512:
             moves += [(Kind.VZMM, 32), (Kind.VZMM, 32)]
             if has("AVX512BW"):

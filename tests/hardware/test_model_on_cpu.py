@@ -17,6 +17,7 @@ from fpstate.arch import Cpu
 from fpstate.arch.component import COMPACTED_BIT
 from fpstate.engine.model import Processor, instruction, restore, save
 from fpstate.engine.model.machine import Machine, Places
+from fpstate.vso.permission import FpuConfig
 
 Compare = Callable[..., Comparison]
 
@@ -24,7 +25,7 @@ FEATURES = {
     **dict.fromkeys(("XSAVEC", "XSAVEC64", "XSAVEC32"), "XSAVEC"),
     **dict.fromkeys(("XSAVEOPT", "XSAVEOPT64", "XSAVEOPT32"), "XSAVEOPT"),
     **dict.fromkeys(("XSAVES64", "XRSTORS64"), "XSAVES"),
-    **dict.fromkeys(("VXMM", "VYMM", "VZEROUPPER", "VZEROALL"), "AVX"),
+    **dict.fromkeys(("VXMM", "VYMM", "VZEROUPPER", "VZEROALL", "ZERO"), "AVX"),
     **{"VZMM": "AVX512F", "KMOV": "AVX512BW"},
 }
 """What the instructions that not every processor has need."""
@@ -69,6 +70,18 @@ def test_the_model_does_what_this_processor_does(compare):
     print(f"{comparison.sequences} sequences:", dict(sorted(comparison.counts.items())))
     assert not comparison.differences, comparison.differences
     assert comparison.sequences == count
+
+
+@pytest.mark.usefixtures("core")
+def test_cpuid_says_what_the_model_says():
+    cpu = Cpu.host()
+    processor = Processor.under_linux(cpu)
+    assert processor.cpuid_0d(0)[1:3] == (cpu.enabled_size, cpu.standard_size)
+    sizes = set()
+    for guest_supervisor in (False, True):
+        processor.xss = FpuConfig.from_cpu(cpu, guest_supervisor=guest_supervisor).xss
+        sizes.add(processor.cpuid_0d(1)[1])
+    assert cpu.compacted_size in sizes
 
 
 def test_the_sequences_contain_every_instruction_and_every_refusal_that_this_processor_has(compare, here):

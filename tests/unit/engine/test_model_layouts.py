@@ -10,7 +10,7 @@ from fpstate.engine.model import IA32_XSS, Processor
 
 C = Component
 ROOM = 12288
-FREE = mask_of(C.PT, C.UINTR, C.CET_U, C.CET_S)
+FREE = mask_of(C.PT, C.PASID, C.UINTR, C.CET_U, C.CET_S)
 """Components in which a restore does not take every byte."""
 
 SIZES = [
@@ -146,3 +146,38 @@ def test_a_component_after_an_aligned_one_is_found_again():
     assert area[576:584] == b"\x49" * 8
     assert area[584:640] == b"\xcc" * 56
     assert area[640:704] == bytes([0x40 + 17]) * 64
+
+
+ENABLED = [
+    # name, XCR0, IA32_XSS, then EBX and ECX of sub-leaf 0, EAX and EBX of sub-leaf 1
+    ("zen4", 0xE7, 0x800, 2432, 2440, 0xF, 2448),
+    ("zen3", 0x7, 0, 832, 2440, 0xF, 832),
+    ("skylake-x", 0xFF, 0, 2688, 2688, 0xF, 2560),
+    ("ice-lake-sp", 0xE7, 0x100, 2688, 2696, 0xF, 2560),
+    ("tiger-lake", 0xE7, 0x900, 2688, 2696, 0xF, 2576),
+    ("sapphire-rapids", 0x602E7, 0x100, 11008, 11008, 0x1F, 10880),
+    ("granite-rapids", 0x602E7, 0x100, 11008, 11008, 0x1F, 10880),
+    ("alder-lake", 0x7, 0x900, 832, 2696, 0xF, 976),
+    ("zen4", 0xE7, 0x1800, 2432, 2440, 0xF, 2472),
+]
+"""Sizes that CPUID dumps of such processors state, with what was enabled when they were taken."""
+
+
+@pytest.mark.parametrize(("name", "xcr0", "xss", "enabled", "supported", "features", "compacted"), ENABLED)
+def test_cpuid_states_the_sizes_of_what_is_enabled(name, xcr0, xss, enabled, supported, features, compacted):
+    processor = Processor(Cpu.catalog(name))
+    processor.xsetbv(0, xcr0)
+    processor.wrmsr(IA32_XSS, xss)
+    assert processor.cpuid_0d(0)[1:3] == (enabled, supported)
+    assert processor.cpuid_0d(1)[:2] == (features, compacted)
+    assert processor.cpuid_0d(1)[2] == processor.cpu.xss
+
+
+def test_cpuid_after_power_up_and_of_components():
+    processor = Processor(Cpu.catalog("sapphire-rapids"))
+    assert processor.cpuid_0d(0) == (0x602E7, 576, 11008, 0)
+    assert processor.cpuid_0d(18) == (8192, 2816, 6, 0)
+    assert processor.cpuid_0d(17) == (64, 2752, 2, 0)
+    assert processor.cpuid_0d(11) == (16, 0, 1, 0)
+    assert processor.cpuid_0d(3) == processor.cpuid_0d(63) == (0, 0, 0, 0)
+    assert Processor(Cpu.catalog("haswell")).cpuid_0d(1) == (1, 0, 0, 0)

@@ -22,7 +22,7 @@ NAMES = (
     *("haswell", "zen2", "zen4", "skylake-sp", "knights-landing", "tiger-lake", "sapphire-rapids"),
     *("diamond-rapids-model", "apx-no-amx-model"),
 )
-MODELLED_ALONE = mask_of(Component.PT, Component.UINTR)
+MODELLED_ALONE = mask_of(Component.PT, Component.PASID, Component.UINTR)
 """Components about which the model knows refusals for which there is no rule."""
 VECTORS = {"#GP": 13, "#PF": 14, "#NM": 7}
 

@@ -90,6 +90,15 @@ def test_what_shadow_stacks_do_not_take_is_refused(processor, component, data):
     processor.xrstors(area, ~mask_of(component))
 
 
+def test_reserved_bits_of_a_pasid_are_refused(processor):
+    processor.write("pasid", 0x8000_1234)
+    area = bytearray(ROOM)
+    processor.xsaves(area)
+    processor.xrstors(area)
+    area[place(processor, C.PASID).start + 4] = 1
+    assert fault_of(processor.xrstors, area).vector == 13
+
+
 def test_saving_processor_trace_stops_it_and_restoring_needs_it_stopped(processor):
     processor.write("rtit_ctl", 0x2001)
     area = bytearray(ROOM)

@@ -111,6 +111,19 @@ def test_in_use_goes_by_value_or_by_writing():
         assert processor.xgetbv(1) == 0
 
 
+def test_zeroing_a_register_is_noticed_and_moving_zeros_is_not():
+    processor = processor_with(tracks_values=True)
+    processor.move_vector(20, b"\1" * 64)
+    processor.move_vector(20, bytes(64))
+    assert processor.xgetbv(1) == 0x80
+    processor.move_vector(20, b"\1" * 64)
+    processor.zero_vector(20)
+    assert processor.xgetbv(1) == 0
+    processor.move_vector(3, b"\1" * 64)
+    processor.zero_vector(3)
+    assert processor.xgetbv(1) == 0
+
+
 def test_mxcsr_counts_as_sse_in_use_but_not_in_the_standard_format():
     processor, area = processor_with(), bytearray(ROOM)
     processor.ldmxcsr(0x1F81)

@@ -99,6 +99,17 @@ def move_vector(machine: Machine, index: int, data: bytes) -> None:
             _clear(machine, component, start, size)
 
 
+def zero_vector(machine: Machine, index: int) -> None:
+    """VPXOR of a register with itself, which processors that track values recognise. Index 16 to 31: AVX-512."""
+    machine.use(mask_of(SSE, AVX, *((OPMASK, ZMM_HI256, HI16_ZMM) if index >= 16 else ())))
+    if index >= 16:
+        _clear(machine, HI16_ZMM, 64 * (index - 16), 64)
+        return
+    for component, size in ((SSE, 16), (AVX, 16), (ZMM_HI256, 32)):
+        if component in machine.file.values:
+            _clear(machine, component, size * index, size)
+
+
 def kmov(machine: Machine, index: int, data: bytes) -> None:
     """KMOVQ k, m64."""
     machine.use(mask_of(SSE, AVX, OPMASK, ZMM_HI256, HI16_ZMM))

@@ -6,7 +6,7 @@ from typing import Self
 
 from fpstate.arch.component import mask_of
 from fpstate.arch.cpu import Cpu
-from fpstate.engine.model import control, instruction, name, restore, save
+from fpstate.engine.model import control, enumeration, instruction, name, restore, save
 from fpstate.engine.model.area import Area
 from fpstate.engine.model.behaviour import Behaviour
 from fpstate.engine.model.machine import ALL, Machine
@@ -114,6 +114,10 @@ class Processor(Machine):
         """WRMSR of the same; CPL 0."""
         control.wrmsr(self, msr, value)
 
+    def cpuid_0d(self, subleaf: int) -> tuple[int, int, int, int]:
+        """CPUID leaf 0DH: EAX, EBX, ECX, EDX; the sizes in EBX are those of what is enabled now."""
+        return enumeration.leaf_0d(self, subleaf)
+
     # Registers
 
     def read(self, register: str) -> int:
@@ -185,6 +189,10 @@ class Processor(Machine):
     def move_vector(self, index: int, data: bytes) -> None:
         """VMOVUPS of 16, 32 or 64 bytes: the upper bits become zeros."""
         instruction.move_vector(self, index, data)
+
+    def zero_vector(self, index: int) -> None:
+        """VPXOR of a register with itself: zeros, in all of its bits."""
+        instruction.zero_vector(self, index)
 
     def kmov(self, index: int, data: bytes) -> None:
         """KMOVQ of 8 bytes."""

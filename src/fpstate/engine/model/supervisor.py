@@ -20,6 +20,7 @@ _UINV: Final = 20
 _CET_RESERVED: Final = 0x3C0
 _SUPPRESS_AND_TRACKER: Final = 0xC00
 _SSP_RESERVED: Final = 3
+_PASID_AND_VALID: Final = 0x800FFFFF
 
 
 def check_supervisor(machine: Machine, area: Area | bytes, rfbm: int, present: int, spans: Spans) -> None:
@@ -49,6 +50,11 @@ def _check_cet_u(data: bytes) -> None:
     _check_pointers(data[8:])
 
 
+def _check_pasid(data: bytes) -> None:
+    if excess := int.from_bytes(data, "little") & ~_PASID_AND_VALID:
+        raise fault(PROTECTION, f"IA32_PASID has reserved bits {excess:#x}", "SDM Vol. 4, IA32_PASID")
+
+
 def _check_pointers(data: bytes) -> None:
     for start in range(0, len(data), 8):
         if data[start] & _SSP_RESERVED:
@@ -57,6 +63,11 @@ def _check_pointers(data: bytes) -> None:
 
 
 _CHECKS: Final[Mapping[int, Callable[[bytes], None]]] = MappingProxyType(
-    {Component.PT: _check_pt, Component.CET_U: _check_cet_u, Component.CET_S: _check_pointers}
+    {
+        Component.PT: _check_pt,
+        Component.PASID: _check_pasid,
+        Component.CET_U: _check_cet_u,
+        Component.CET_S: _check_pointers,
+    }
 )
 _CHECKED: Final = mask_of(*_CHECKS, Component.UINTR)
