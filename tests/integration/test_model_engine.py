@@ -24,7 +24,7 @@ from fpstate.errors import (
     UnsupportedHere,
     VsoError,
 )
-from fpstate.vso import Manager, Pool, Scheduler
+from fpstate.vso import FpuConfig, Manager, Pool, Scheduler
 from fpstate.vso.permission import Kind
 from fpstate.vso.vcpu import ExitKind
 
@@ -33,6 +33,7 @@ pytest.importorskip(
 )
 
 TILEDATA = mask_of(Component.TILEDATA)
+UINTR = mask_of(Component.UINTR)
 CONTEXTS = 12
 QUANTUM = 100_000
 
@@ -130,11 +131,11 @@ class TestScripts:
             for name in ("sapphire-rapids", "granite-rapids", "diamond-rapids-model", "skylake-sp")
         }
         assert missing == {
-            "sapphire-rapids": {"mpx", "apx"},
-            "granite-rapids": {"mpx", "apx"},
-            "diamond-rapids-model": {"mpx"},
+            "sapphire-rapids": {"mpx", "apx", "user-interrupts"},
+            "granite-rapids": {"mpx", "apx", "user-interrupts"},
+            "diamond-rapids-model": {"mpx", "user-interrupts"},
             "skylake-sp": {
-                *("apx", "shadow-stack", "branches", "amx", "amx-denied"),
+                *("apx", "user-interrupts", "shadow-stack", "branches", "amx", "amx-denied"),
                 *("guest-shadow-stacks", "guest-xfd", "host-shadow-stacks"),
             },
         }
@@ -208,6 +209,37 @@ class TestScripts:
         vcpu = engine.vcpu(script)
         run(engine, vcpu)
         assert problem(script, vcpu) == "test: no check was made"
+
+
+class TestUserInterrupts:
+    """A kernel that keeps user interrupts, as patches for Linux have done."""
+
+    def engine(self) -> ModelEngine:
+        config = FpuConfig.from_cpu(Cpu.catalog("sapphire-rapids"), out_of_tree=UINTR)
+        assert config.xss == 0x9C00 | UINTR
+        return ModelEngine(Manager(config=config))
+
+    def test_they_are_kept_across_switches_and_in_guests(self):
+        engine = self.engine()
+        vcpus = [
+            (SCRIPTS[name], engine.vcpu(SCRIPTS[name], seed=seed, argument=3))
+            for seed in range(3)
+            for name in ("user-interrupts", "canary", "guest", "signals")
+        ]
+        run(engine, *(vcpu for _, vcpu in vcpus), quantum_ns=STEP_NS)
+        assert [problem(script, vcpu) for script, vcpu in vcpus] == [None] * len(vcpus)
+        assert all(vcpu.setting.features & UINTR for _, vcpu in vcpus)
+
+    def test_nothing_of_them_leaks(self):
+        assert audit(self.engine(), contexts=CONTEXTS).clean
+
+    def test_a_kernel_that_leaves_the_vector_set_would_fault(self, monkeypatch):
+        engine = self.engine()
+        monkeypatch.setattr("fpstate.engine.model.kernel_registers._UINTR", 0)
+        vcpu = engine.vcpu(scripted(Write({"uintr_uinv": 0x40})))
+        run(engine, vcpu)
+        assert vcpu.exit.kind is ExitKind.FAULT
+        assert "UINV" in str(vcpu.exit.error)
 
 
 class TestRefusals:
@@ -405,7 +437,7 @@ class TestCommand:
         assert (told["engine"], told["cpu"], told["schema"]) == ("model", "sapphire-rapids", "fpstate-run/1")
         assert (told["finished"], told["checked"], told["wrong"], told["leaked_bytes"]) == (40, 40, 0, 0)
         assert told["preemptions"] > 0
-        assert set(told["left_out"]) == {"mpx", "apx"}
+        assert set(told["left_out"]) == {"mpx", "apx", "user-interrupts"}
 
     def test_people_are_told_that_it_is_software(self, capsys):
         code, out, _ = self.run(capsys, "--cpu", "skylake-sp", "--vcpus", "6", "--no-audit", "canary", "mpx")

@@ -57,9 +57,10 @@ class FpuConfig:
     init_xfd: int
 
     @classmethod
-    def from_cpu(cls, cpu: Cpu, *, guest_supervisor: bool = True) -> Self:
+    def from_cpu(cls, cpu: Cpu, *, guest_supervisor: bool = True, out_of_tree: int = 0) -> Self:
         """Derive the configuration; without ``guest_supervisor`` as Linux up to 6.16 did, which has no CET_S.
 
+        ``out_of_tree``: supervisor components that a patched kernel keeps too, such as UINTR, which Linux does not.
         Where the processor's ``enabled_xcr0`` is known, user components that it leaves off are left out.
         Raises CpuidError where Linux would turn XSAVE off: APX and MPX both enumerated, or no x87 and SSE.
         """
@@ -71,6 +72,7 @@ class FpuConfig:
                 f"{cpu.name} lacks {mask_text(LEGACY & ~cpu.user_mask)}, without which XSAVE is off"
             )
         supervisor = SUPERVISOR_SUPPORTED if guest_supervisor else SUPERVISOR_SUPPORTED & ~GUEST_SUPERVISOR
+        supervisor |= out_of_tree & ~USER_SUPPORTED
         enabled = USER_SUPPORTED if cpu.enabled_xcr0 is None else USER_SUPPORTED & cpu.enabled_xcr0
         features = cpu.user_mask & enabled | cpu.supervisor_mask & supervisor
         if not cpu.has("XFD"):
@@ -107,7 +109,7 @@ class FpuConfig:
     @property
     def xss(self) -> int:
         """What the kernel writes to IA32_XSS."""
-        return self.kernel_max.features & SUPERVISOR_SUPPORTED | self.independent_features
+        return self.kernel_max.features & ~USER_SUPPORTED | self.independent_features
 
     def kernel_layout(self, mask: int) -> Layout:
         """Return the layout of an in-kernel image of ``mask``; raises LayoutError for what it cannot hold."""

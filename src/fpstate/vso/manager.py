@@ -43,8 +43,9 @@ class Statistics:
 class Manager:
     """Creates VSOs, grants permission, grows and parks buffers, and counts. Thread-safe.
 
-    ``cpu`` defaults to this processor. ``policy`` bounds what any context may be permitted. ``shrink_after`` is
-    how many saves in a row must leave room unused before an engine parks a VSO (0: never).
+    ``cpu`` defaults to this processor; ``config`` stands for one where it is not derived as Linux does. ``policy``
+    bounds what any context may be permitted. ``shrink_after`` is how many saves in a row must leave room unused
+    before an engine parks a VSO (0: never).
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Manager:
         altstacks: Iterable[int] = (),
         shrink_after: int = 32,
         pool: Pool | None = None,
+        config: FpuConfig | None = None,
     ) -> None:
-        self.config = FpuConfig.from_cpu(cpu or Cpu.host())
+        self.config = config or FpuConfig.from_cpu(cpu or Cpu.host())
         self.permissions = Permissions(self.config, policy=policy, altstacks=altstacks)
         self.pool = pool or Pool()
         self.shrink_after = shrink_after

@@ -189,3 +189,12 @@ def test_minsigstksz(size: int, ia32: bool, expected: int) -> None:
 
 def test_the_frame_without_its_paddings_would_be_too_small() -> None:
     assert sigframe_size(11008) > 736 + 11008 + 4 + 112
+
+
+def test_a_patched_kernel_keeps_supervisor_components_that_linux_does_not() -> None:
+    uintr = mask_of(Component.UINTR)
+    patched = FpuConfig.from_cpu(SPR.cpu, out_of_tree=uintr)
+    assert patched.xss == SPR.xss | uintr
+    assert patched.kernel_default.features == SPR.kernel_default.features | uintr
+    assert patched.user_max == SPR.user_max
+    assert FpuConfig.from_cpu(ZEN4.cpu, out_of_tree=uintr) == ZEN4

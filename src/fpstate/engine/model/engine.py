@@ -66,8 +66,9 @@ class ModelEngine:
         if lacking:
             raise UnsupportedHere(lacking)
         self.manager = manager
-        self.kernel = Kernel(manager.config.cpu, processors=0, pool=manager.pool, behaviour=behaviour)
-        self.managed = manager.config.kernel_max.features | manager.config.independent_features
+        config = manager.config
+        self.kernel = Kernel(config.cpu, processors=0, pool=manager.pool, behaviour=behaviour, config=config)
+        self.managed = config.kernel_max.features | config.independent_features
         self.step_limit = int(timeout * 1e9) // STEP_NS if timeout else 0
 
     def registers(self) -> KernelRegisters:

@@ -66,10 +66,11 @@ class Kernel:
         processors: int = 1,
         pool: Pool | None = None,
         behaviour: Behaviour | None = None,
+        config: FpuConfig | None = None,
     ) -> None:
         self.cpu = cpu
         self.pool = pool or Pool()
-        self.config = FpuConfig.from_cpu(cpu)
+        self.config = config or FpuConfig.from_cpu(cpu)
         self.behaviour = behaviour
         self.cores: list[Core] = []
         for _ in range(processors):
@@ -85,7 +86,7 @@ class Kernel:
 
     def process(self) -> Manager:
         """Return a new process: a manager with default permission."""
-        return Manager(self.cpu, pool=self.pool)
+        return Manager(config=self.config, pool=self.pool)
 
     def spawn(self, name: str = "task", *, permitted: int | None = None) -> Task:
         """Return the first thread of a new process."""

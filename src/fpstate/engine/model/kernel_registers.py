@@ -20,6 +20,7 @@ from fpstate.vso.config import FpuConfig
 
 PKRU: Final = int(Component.PKRU)
 _SSE: Final = mask_of(Component.SSE)
+_UINTR: Final = mask_of(Component.UINTR)
 
 
 class KernelRegisters:
@@ -34,6 +35,7 @@ class KernelRegisters:
         self.config = config
         self.processor = Processor.under_linux(config.cpu, behaviour)
         self.xfd_writes = 0
+        self.enable(config.xcr0, config.xss)
 
     @property
     def xfd(self) -> int:
@@ -88,10 +90,13 @@ class KernelRegisters:
         """Load ``rfbm``, initialising what the image lacks. Raises ProcessorFault.
 
         Processors that keep an earlier context's x87 pointers where no exception is pending have them cleared
-        first (Linux: ``X86_BUG_FXSAVE_LEAK``).
+        first (Linux: ``X86_BUG_FXSAVE_LEAK``). XRSTORS refuses user interrupts while UINV is not 0 (SDM vol. 1,
+        13.5.11), and so the kernel writes 0 before.
         """
         cpu, area = self.config.cpu, image.store.view
         with self.kernel_mode() as processor:
+            if rfbm & _UINTR & processor.xss and processor.read("uintr_uinv"):
+                processor.write("uintr_uinv", 0)
             if processor.behaviour.pointers is Pointers.UNTOUCHED:
                 processor.fninit()
             if not cpu.has("XSAVE"):

@@ -98,6 +98,8 @@ _SPECIAL: Final[Mapping[str, Callable[[Words], int]]] = MappingProxyType(
         "pasid": lambda words: _PASID | next(words) & 0xF_FFFF,
         "u_cet": lambda words: next(words) & ~0xFFF | 1,
         "tilecfg": _tile_configuration,
+        "uintr_uinv": lambda words: 0x20 + next(words) % 0xE0,
+        "uintr_uif": lambda words: next(words) & 0x80,
         **dict.fromkeys(("pl0_ssp", "pl1_ssp", "pl2_ssp", "pl3_ssp"), _pointer),
     }
 )

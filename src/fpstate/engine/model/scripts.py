@@ -40,6 +40,7 @@ _AVX: Final = mask_of(Component.AVX)
 _PKRU: Final = mask_of(Component.PKRU)
 _APX: Final = mask_of(Component.APX)
 _CET_U: Final = mask_of(Component.CET_U)
+_UINTR: Final = mask_of(Component.UINTR)
 _ALL: Final = (1 << 63) - 1
 
 
@@ -161,6 +162,7 @@ _TABLE: Final = (
     Script("pkru", "protection keys", _keeping(_PKRU), _PKRU),
     Script("apx", "R16 to R31", _keeping(_APX), _APX),
     Script("shadow-stack", "user shadow stacks (CET_U)", _keeping(_CET_U), _CET_U),
+    Script("user-interrupts", "where a kernel keeps them; Linux does not", _keeping(_UINTR), _UINTR),
     Script(
         "branches",
         "last branch records, kept apart",

@@ -14,8 +14,8 @@ from fpstate.vso.manager import Manager
 from fpstate.vso.placement import copier
 from fpstate.vso.task import INIT_PKRU, TaskFpu
 
-_NOT_INHERITED = mask_of(Component.PASID)
-"""Initial in every child, whatever the parent has (Linux ``fpu_clone``)."""
+_NOT_INHERITED = mask_of(Component.PASID, Component.UINTR)
+"""Initial in every child, whatever the parent has (Linux ``fpu_clone``): both stand for one thread."""
 
 
 @dataclass(slots=True)
