@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from fpstate.engine.model.fault import ALIGNMENT, PAGE, refusal
+from fpstate.engine.model.fault import ALIGNMENT, PAGE, PROTECTION, refusal
 from fpstate.engine.model.machine import Machine
 
 XSTATE_BV: Final = 512
@@ -26,7 +26,7 @@ def check_alignment(machine: Machine, address: int | None, alignment: int) -> No
     """Raise #GP, or #AC where alignment is checked at CPL 3, for an address that is no multiple."""
     if address is None or not address % alignment:
         return
-    vector = ALIGNMENT if machine.alignment_check and machine.cpl == 3 else 13
+    vector = ALIGNMENT if machine.alignment_check and machine.cpl == 3 else PROTECTION
     raise refusal("XS006", f"the address {address:#x} is no multiple of {alignment}", vector=vector)
 
 

@@ -28,9 +28,6 @@ class Processor(Machine):
     registers then are what they were. What the model takes from which manual: docs/model.md.
     """
 
-    def __init__(self, cpu: Cpu, behaviour: Behaviour | None = None) -> None:
-        super().__init__(cpu, behaviour)
-
     @classmethod
     def under_linux(cls, cpu: Cpu, behaviour: Behaviour | None = None) -> Self:
         """Return a processor as Linux sets it up: XCR0, IA32_XSS and IA32_XFD, at CPL 3."""

@@ -147,8 +147,8 @@ def _load(
     for component, bit, start, end in spans if machine.long_mode else reached(spans):
         if loaded & bit:
             value = bytes(area[start:end])
-            if component in REACHED and not machine.long_mode:
-                value += file.values[component][len(value) :]
+            if not machine.long_mode:
+                value += file.values[component][end - start :]
             convert = LOADED.get(component)
             file.put(component, convert(value) if convert else value)
     absent = rfbm & ~present
@@ -160,11 +160,12 @@ def _load(
 
 def _initialise(machine: Machine, component: int) -> None:
     file = machine.file
-    if machine.long_mode or component not in REACHED:
+    value, initial = file.values[component], file.initial[component]
+    reaches = len(initial) if machine.long_mode else REACHED.get(component, len(initial))
+    if value[reaches:] == initial[reaches:]:
         file.initialise(component)
-    else:
-        size = REACHED[component]
-        file.put(component, file.initial[component][:size] + file.values[component][size:])
+    elif reaches:
+        file.put(component, initial[:reaches] + value[reaches:])
 
 
 def _load_sse(machine: Machine, area: Area | bytes) -> None:
