@@ -81,7 +81,7 @@ class Fpstate:
             return
         self.check_in_use(processor.in_use)
         image = processor.save(self.xfeatures & ~PKRU)
-        self.manager.store(self.vso, _stated(image), image.layout, copier(image))
+        self.manager.store(self.vso, stated_components(image), image.layout, copier(image))
 
     def restore(self, processor: LiveRegisters) -> None:
         """Make the registers this state: XFD first, then every component, what it lacks becoming initial.
@@ -136,8 +136,8 @@ class Fpstate:
             raise VsoError(f"the state has to be swapped out before {deed}", help="TaskFpu.leave(guest)")
 
 
-def _stated(image: Image) -> int:
-    """XSTATE_BV, and SSE where the standard format states an MXCSR without it (XSAVE, SDM vol. 1, 13.7)."""
+def stated_components(image: Image) -> int:
+    """Return XSTATE_BV, with SSE where an image that XSAVE wrote states an MXCSR without it (SDM vol. 1, 13.7)."""
     mxcsr = int.from_bytes(image.store.view[MXCSR_AT : MXCSR_AT + 4], "little")
     alone = image.layout.format is Format.STANDARD and mxcsr != MXCSR_INIT
     return image.xstate_bv | (_SSE if alone else 0)

@@ -214,6 +214,17 @@ def test_a_guest_is_killed_with_its_task_and_leaves_nothing(host):
     assert not any(any(free) for free in host.kernel.pool.free_memory())
 
 
+def test_a_task_may_end_while_its_guest_is_swapped_in_and_another_runs(host):
+    other = host.kernel.spawn()
+    host.enter()
+    host.write(GUEST)
+    host.kernel.switch(host.core, other)
+    assert host.guest.in_use
+    host.kernel.end(host.task)
+    assert host.core.current is other
+    assert host.kernel.pool.bytes_held == 0
+
+
 def test_exec_ends_the_guest(host):
     host.enter()
     host.write(GUEST)

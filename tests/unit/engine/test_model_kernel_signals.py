@@ -105,6 +105,20 @@ def test_the_frame_is_as_large_as_the_task_has_grown():
     assert len(deliver_signal(kernel, kernel.cores[0])) == 2816
 
 
+def test_tiles_that_the_handler_used_first_are_initial_behind_it():
+    kernel = Kernel(Cpu.catalog("sapphire-rapids"))
+    (core,) = kernel.cores
+    task = kernel.spawn()
+    kernel.request(task, Component.TILEDATA)
+    kernel.switch(core, task)
+    kernel.run(core, lambda cpu: cpu.write("zmm31", 5))
+    assert len(deliver_signal(kernel, core)) == 2816
+    kernel.run(core, lambda cpu: cpu.write("tmm0", 6))
+    assert task.fpu.fpstate.user_size == 11008
+    sigreturn(kernel, core)
+    assert (core.processor.read("tmm0"), core.processor.read("zmm31")) == (0, 5)
+
+
 def test_signals_nest(spr):
     spr.frame()
     spr.write({"zmm31": 1})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Final
 
 from fpstate.arch.component import INDEPENDENT, components_in
@@ -148,9 +147,6 @@ class ModelQueue:
     def __len__(self) -> int:
         return len(self._members)
 
-    def __iter__(self) -> Iterator[ModelVcpu]:
-        return iter(self._members)
-
     def add(self, vcpu: ModelVcpu) -> None:
         """Put a context behind all others. Raises VsoError where it ended, or is in this queue already."""
         if vcpu.exit is not None or vcpu in self._members:
@@ -164,14 +160,21 @@ class ModelQueue:
         self._members.clear()
 
     def run(self, quantum_ns: int, budget_ns: int, max_slices: int = 0) -> ModelVcpu | None:
-        """Run until a context ends, and return it; None when budget or slices are used up or none can run."""
+        """Run until a context ends, and return it; None when budget or slices are used up or none can run.
+
+        What an interrupt raises leaves a queue that can be run again.
+        """
         deadline, first = time.monotonic_ns() + budget_ns, self.switches
         steps = max(1, quantum_ns // STEP_NS)
         while self._members and time.monotonic_ns() < deadline:
             if max_slices and self.switches - first >= max_slices:
                 break
             vcpu = self._members.popleft()
-            ended = self._slice(vcpu, steps)
+            try:
+                ended = self._slice(vcpu, steps)
+            except BaseException:
+                self._members.appendleft(vcpu)
+                raise
             if ended is None:
                 self._members.append(vcpu)
                 continue

@@ -222,14 +222,16 @@ class Kernel:
         core.current = None
         if task.vm and task.vm.entered:
             task.vm.exit(core.registers, task.fpu.pkru)
-        for state in (task.fpu.fpstate, task.fpu.task_fpstate):
-            if state:
-                state.loaded_on, state.in_use = None, False
-        task.fpu.fpstate, task.fpu.task_fpstate = task.fpu.task_fpstate or task.fpu.fpstate, None
         everything = self.config.xcr0 | self.config.xss
         core.registers.restore(Image.initial(self.config.kernel_layout(LEGACY)), everything)
 
     def _free(self, task: Task) -> None:
+        """Give a task's states back, a guest's that is swapped in too."""
+        fpu = task.fpu
+        for state in (fpu.fpstate, fpu.task_fpstate):
+            if state:
+                state.loaded_on, state.in_use = None, False
+        fpu.fpstate, fpu.task_fpstate = fpu.task_fpstate or fpu.fpstate, None
         if task.vm:
             task.vm.guest.free()
             task.vm = None

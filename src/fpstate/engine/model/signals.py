@@ -10,6 +10,7 @@ from typing import Final
 from fpstate.arch.component import LEGACY, Component, mask_of
 from fpstate.arch.layout import Layout
 from fpstate.engine.model.kernel import Core, Kernel
+from fpstate.engine.model.task import Frame
 from fpstate.errors import ImageError, VsoError
 from fpstate.image import Image
 from fpstate.image.consumer import Consumer, Target
@@ -36,7 +37,7 @@ def deliver_signal(kernel: Kernel, core: Core) -> bytes:
         frame[XSTATE_BV_AT : XSTATE_BV_AT + 8] = stated.to_bytes(8, "little")
     else:
         core.processor.fxsave(memoryview(frame)[:_FXSAVE_SIZE])
-    task.frames.append(bytes(frame))
+    task.frames.append(Frame(bytes(frame), user))
     initial = Image.initial(kernel.config.kernel_layout(LEGACY))
     registers.restore(initial, kernel.config.user_max.features & ~_PKRU)
     registers.pkru = INIT_PKRU
@@ -46,20 +47,21 @@ def deliver_signal(kernel: Kernel, core: Core) -> bytes:
 def sigreturn(kernel: Kernel, core: Core, frame: bytes | None = None) -> None:
     """Load the innermost frame, or these bytes in its place; what it lacks becomes initial, PKRU too.
 
-    Supervisor components stay. Where the processor's rules refuse the bytes, raises ImageError, and the task
-    dies (SIGSEGV).
+    Components that the task came to have in the handler, and the frame knows nothing of, become initial too;
+    supervisor components stay. Where the processor's rules refuse the bytes, raises ImageError, and the task dies
+    (SIGSEGV).
     """
     task = kernel.running(core)
     if not task.frames:
         raise VsoError(f"{task.name} is in no signal handler", help="deliver a signal first")
     saved = task.frames.pop()
-    data = saved if frame is None else frame
+    data = saved.data if frame is None else frame
     if not kernel.cpu.has("XSAVE"):
         core.processor.fxrstor(data[:_FXSAVE_SIZE])
         return
     state = task.fpu.fpstate
     target = Target.from_cpu(kernel.cpu).with_(
-        user_xfeatures=state.user_xfeatures, xfd=state.xfd, requested=state.user_xfeatures
+        user_xfeatures=state.user_xfeatures, xfd=state.xfd, requested=saved.features
     )
     verdict = predict(data, Consumer.XRSTOR, target)
     if verdict.refusals:
@@ -73,4 +75,6 @@ def sigreturn(kernel: Kernel, core: Core, frame: bytes | None = None) -> None:
         )
         kernel.kill(core, refusal)
         raise refusal
-    core.processor.xrstor(data.ljust(kernel.config.user_max.size, b"\0"), state.user_xfeatures)
+    core.processor.xrstor(data.ljust(kernel.config.user_max.size, b"\0"), saved.features)
+    if newer := state.user_xfeatures & ~saved.features:
+        core.registers.restore(Image.initial(kernel.config.kernel_layout(LEGACY)), newer)

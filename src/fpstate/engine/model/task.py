@@ -9,6 +9,7 @@ from fpstate.arch.component import INDEPENDENT, Component, mask_of
 from fpstate.engine.model.kernel_registers import KernelRegisters
 from fpstate.errors import FpStateError
 from fpstate.image import Image
+from fpstate.vso.fpstate import stated_components
 from fpstate.vso.guest import GuestFpu
 from fpstate.vso.manager import Manager
 from fpstate.vso.placement import copier
@@ -40,6 +41,14 @@ class Vm:
         self.entered = False
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The XSAVE image in a signal frame, and the components that it was made for (``fx_sw_reserved``)."""
+
+    data: bytes
+    features: int
+
+
 @dataclass(slots=True, eq=False)
 class Task:
     """A thread. Its process is its manager: permission is the process's, and lasts until exec.
@@ -50,7 +59,7 @@ class Task:
 
     name: str
     fpu: TaskFpu
-    frames: list[bytes] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
     branches: Image | None = None
     records_branches: bool = False
     vm: Vm | None = None
@@ -76,7 +85,9 @@ class Task:
         child = Task.start(name, manager, permitted=self.fpu.permitted)
         inherited = child.fpu.fpstate.xfeatures & ~_NOT_INHERITED & ~mask_of(Component.PKRU)
         image = registers.save(inherited) if registers and own.loaded_on is registers else own.vso.image()
-        manager.store(child.fpu.fpstate.vso, image.xstate_bv & inherited, image.layout, copier(image))
+        manager.store(
+            child.fpu.fpstate.vso, stated_components(image) & inherited, image.layout, copier(image)
+        )
         child.fpu.pkru = registers.pkru if registers and own.loaded_on is registers else self.fpu.pkru
         return child
 

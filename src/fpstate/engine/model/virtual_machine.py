@@ -41,7 +41,8 @@ def enter_guest(kernel: Kernel, core: Core) -> None:
     if not task.fpu.guest_active:
         task.fpu.pkru = core.registers.pkru
         task.fpu.enter(vm.guest, core.registers)
-    vm.enter(core.registers)
+    if not vm.entered:
+        vm.enter(core.registers)
 
 
 def leave_guest(kernel: Kernel, core: Core) -> None:
