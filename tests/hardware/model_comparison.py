@@ -6,7 +6,8 @@ What a processor may choose, it chooses here, and the model follows after it was
   change that. It must not be 0 while it is not.
 * XSAVEOPT may write what it could have left out. It must not leave out what was modified since, or what was not
   restored from this very area.
-* FOP, FIP and FDP may be lost by an interrupt while no exception keeps them (``Pointers.ZEROED``).
+* FOP, FIP and FDP may be lost by a task switch while no exception keeps them (``Pointers.ZEROED``); FCS and FDS
+  always, as 64-bit kernels save with REX.W, where they have no place.
 
 All else must be equal: every byte of every area after every save, every result, the vector of every exception.
 """
@@ -32,6 +33,7 @@ from fpstate.image.control import MXCSR_INIT
 _HEADER = struct.Struct("<QQ")
 _POINTERS = slice(6, 24)
 _NO_POINTERS = bytes(18)
+_SELECTORS = (12, 13, 20, 21)
 _SSE = 2
 
 Perform = Callable[[Processor, memoryview | bytearray, int, int], None]
@@ -144,6 +146,8 @@ class Comparison:
         if before:
             self._follow_optimisation(operation, area, before, saved, address)
         if area != saved:
+            self._follow_lost_selectors(area, saved, kind)
+        if area != saved:
             self._follow_lost_pointers(area, saved)
         if area != saved:
             raise _DifferenceError(_first_difference(area, saved))
@@ -206,6 +210,14 @@ class Comparison:
                 yield 0, (slice(0, 24), slice(32, 160))
             else:
                 yield int(place.component), (slice(place.offset, place.end),)
+
+    def _follow_lost_selectors(self, area: bytearray, saved: bytes, kind: int) -> None:
+        file = self.processor.file
+        if kind in _NARROW and any(file.selectors) and not any(saved[at] for at in _SELECTORS):
+            self.counts["selectors lost"] += 1
+            file.selectors = (0, 0)
+            for at in _SELECTORS:
+                area[at] = 0
 
     def _follow_lost_pointers(self, area: bytearray, saved: bytes) -> None:
         file, behaviour = self.processor.file, self.processor.behaviour
@@ -310,6 +322,7 @@ def _outside_64_bit_mode(perform: Perform) -> Perform:
 _HI16_ZMM = mask_of(Component.HI16_ZMM)
 _SHORT = frozenset(range(Kind.FXSAVE32, Kind.XRSTOR32 + 1))
 _LEGACY = frozenset({Kind.FXSAVE, Kind.FXSAVE64, Kind.FXSAVE32})
+_NARROW = SAVES - {Kind.FXSAVE64, Kind.XSAVE64, Kind.XSAVEC64, Kind.XSAVEOPT64, Kind.XSAVES64}
 _COMPACTED = frozenset({Kind.XSAVEC, Kind.XSAVEC64, Kind.XSAVES64, Kind.XSAVEC32})
 _OPTIMISED = frozenset({Kind.XSAVEOPT, Kind.XSAVEOPT64, Kind.XSAVEOPT32})
 _SAVES: dict[int, Perform] = {

@@ -260,6 +260,20 @@ def _all_registers_outside_64_bit_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save, "reached", lambda spans: spans)
 
 
+def _selectors_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "selectors", lambda machine: (0, 0))
+
+
+def _pointers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = save._put_x87
+
+    def put(machine, area, wide):
+        genuine(machine, area, wide)
+        area[6:24] = bytes(18)
+
+    monkeypatch.setattr(save, "_put_x87", put)
+
+
 def _rfbm_without_xcr0(monkeypatch: pytest.MonkeyPatch) -> None:
     """XRSTOR initialises everything, asked for or not."""
     genuine = restore.xrstor
@@ -284,6 +298,8 @@ SABOTAGES = {
     "MXCSR's reserved bits are not checked": _mxcsr_without_reserved_bits,
     "a misaligned area is taken": _a_misaligned_area_is_taken,
     "outside 64-bit mode all registers are saved": _all_registers_outside_64_bit_mode,
+    "FCS and FDS are never kept": _selectors_are_lost,
+    "FOP, FIP and FDP are never kept": _pointers_are_lost,
     "XRSTOR does not look at EDX:EAX": _rfbm_without_xcr0,
 }
 NEEDED = {
@@ -299,6 +315,8 @@ def test_a_wrong_model_is_caught(compare, here, monkeypatch, wrong):
         pytest.skip(f"{NEEDED[wrong]} (CPUID leaf 0DH, sub-leaf 1)")
     if wrong.startswith("outside") and not here.short:
         pytest.skip("a code segment for 32-bit programs (selector 23H)")
+    if wrong.startswith("FCS") and not here.behaviour.selectors:
+        pytest.skip("FCS and FDS (CPUID.(07H,0):EBX[13] deprecates them)")
     SABOTAGES[wrong](monkeypatch)
     comparison = compare(5000, seed=5, most_differences=3)
     assert len(comparison.differences) >= 3
