@@ -59,11 +59,11 @@ def swapped_back_and_forth(registers: RealRegisters, random_image) -> list[int]:
         own = random_image(source, Format.COMPACTED)
         registers.set(own)
         guest = source.choice(guests)
-        task.enter(guest, registers)
+        task.swap(guest, registers, enter=True)
         found.append(len(differences(states[guest], registers.image)))
         states[guest] = random_image(source, Format.COMPACTED)
         registers.set(states[guest])
-        task.leave(guest, registers)
+        task.swap(guest, registers, enter=False)
         found.append(len(differences(own, registers.image)))
     return found
 
@@ -83,9 +83,9 @@ def test_an_export_is_taken_by_this_processor_and_holds_the_same(registers, rand
     layout = Layout.standard(Cpu.host(), guest.user_xfeatures)
     for _ in range(ROUNDS):
         state = random_image(source, Format.COMPACTED)
-        task.enter(guest, registers)
+        task.swap(guest, registers, enter=True)
         registers.set(state)
-        task.leave(guest, registers)
+        task.swap(guest, registers, enter=False)
         exported = Image(guest.export()[: layout.size], layout)
         assert not differences(state, exported)
         registers.set(exported)

@@ -133,7 +133,10 @@ class Fpstate:
     def check_swapped_out(self, deed: str) -> None:
         """Raise VsoError where the state is swapped in, or is a processor's registers."""
         if self.in_use or self.loaded_on:
-            raise VsoError(f"the state has to be swapped out before {deed}", help="TaskFpu.leave(guest)")
+            raise VsoError(
+                f"the state has to be swapped out before {deed}",
+                help="TaskFpu.swap(guest, processor, enter=False)",
+            )
 
 
 def stated_components(image: Image) -> int:

@@ -189,8 +189,6 @@ class GuestFpu:
         """Raise where KVM would refuse the bytes; return the components that are to be left out."""
         cpu = self.manager.config.cpu
         allowed = layout.mask if xcr0 is None else layout.mask & (xcr0 | LEGACY)
-        if not cpu.has("XSAVE"):
-            allowed = LEGACY
         target = Target.from_cpu(cpu, permitted=USER_DYNAMIC).with_(
             user_xfeatures=layout.mask, kvm_xcr0=allowed, guest_xcr0=allowed, guest_xfd=self.xfd
         )

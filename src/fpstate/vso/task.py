@@ -49,32 +49,30 @@ class TaskFpu:
             self.fpstate.save(processor)
             self.fpstate.loaded_on = None
 
-    def enter(self, guest: GuestFpu, processor: LiveRegisters) -> None:
-        """Park the task's own state and make the registers the guest's (``fpu_swap_kvm_fpstate``, entering).
+    def swap(self, guest: GuestFpu, processor: LiveRegisters, *, enter: bool) -> None:
+        """Put a guest's state in the place of the task's own, or take the task's own back (``fpu_swap_kvm_fpstate``).
 
-        PKRU is left alone: it is the host's until the guest is entered. Raises VsoError where another guest is
-        swapped in here, or this one by another task.
+        The registers are saved to the state that is active, if they are live and it is not confidential; then they
+        become the other one's, all components but PKRU, IA32_XFD first; of a confidential state IA32_XFD alone.
+        Raises VsoError on entering where a guest's state is in already, here or elsewhere, and on leaving where
+        this guest's is not; and what ``Fpstate.save`` raises. Nothing is swapped then.
         """
-        if self.guest_active or guest.in_use:
+        if enter and (self.guest_active or guest.in_use):
             raise VsoError(
                 "a guest's state is swapped in already",
                 help="leave it first: a task has one at a time, and a guest state is in one task at a time",
             )
-        self._let_go(processor)
-        self.task_fpstate, self.fpstate = self.fpstate, guest.fpstate
-        guest.fpstate.in_use = True
-        self.fpstate.restore(processor)
-
-    def leave(self, guest: GuestFpu, processor: LiveRegisters) -> None:
-        """Save the guest's registers and make them the task's own again (``fpu_swap_kvm_fpstate``, leaving).
-
-        Raises VsoError where this guest is not the one swapped in.
-        """
-        if self.task_fpstate is None or self.fpstate is not guest.fpstate:
+        if not enter and (self.task_fpstate is None or self.fpstate is not guest.fpstate):
             raise VsoError("this guest's state is not swapped in here", help="enter it first")
-        self._let_go(processor)
-        guest.fpstate.in_use = False
-        self.fpstate, self.task_fpstate = self.task_fpstate, None
+        current = self.fpstate
+        if current.loaded_on is processor:
+            current.save(processor)
+        current.loaded_on = None
+        if self.task_fpstate is None:
+            self.task_fpstate, self.fpstate = current, guest.fpstate
+        else:
+            self.fpstate, self.task_fpstate = self.task_fpstate, None
+        guest.fpstate.in_use = enter
         self.fpstate.restore(processor)
 
     def enable(self, features: int) -> None:
@@ -95,9 +93,3 @@ class TaskFpu:
         if self.guest_active:
             raise VsoError("a guest's state is swapped in", help="leave the guest first")
         self.manager.free(self.fpstate.vso)
-
-    def _let_go(self, processor: LiveRegisters) -> None:
-        current = self.fpstate
-        if current.loaded_on is processor:
-            current.save(processor)
-        current.loaded_on = None

@@ -64,10 +64,10 @@ class Machine:
         return self.processor.image.registers.in_use()
 
     def enter(self) -> None:
-        self.task.enter(self.guest, self.processor)
+        self.task.swap(self.guest, self.processor, enter=True)
 
     def leave(self) -> None:
-        self.task.leave(self.guest, self.processor)
+        self.task.swap(self.guest, self.processor, enter=False)
 
 
 def in_use(image: Image) -> dict[str, int]:
@@ -150,9 +150,9 @@ class TestSwap:
             machine.enter()
         other = Machine(machine.task.manager)
         with pytest.raises(VsoError, match="already"):
-            other.task.enter(machine.guest, other.processor)
+            other.task.swap(machine.guest, other.processor, enter=True)
         with pytest.raises(VsoError, match="not swapped in here"):
-            other.task.leave(machine.guest, other.processor)
+            other.task.swap(machine.guest, other.processor, enter=False)
         machine.leave()
         with pytest.raises(VsoError, match="not swapped in here"):
             machine.leave()

@@ -40,7 +40,7 @@ def enter_guest(kernel: Kernel, core: Core) -> None:
     vm = _vm(task)
     if not task.fpu.guest_active:
         task.fpu.pkru = core.registers.pkru
-        task.fpu.enter(vm.guest, core.registers)
+        task.fpu.swap(vm.guest, core.registers, enter=True)
     if not vm.entered:
         vm.enter(core.registers)
 
@@ -51,7 +51,7 @@ def leave_guest(kernel: Kernel, core: Core) -> None:
     vm = _vm(task)
     vm.exit(core.registers, task.fpu.pkru)
     try:
-        task.fpu.leave(vm.guest, core.registers)
+        task.fpu.swap(vm.guest, core.registers, enter=False)
     except FpStateError as refusal:
         kernel.kill(core, refusal)
         raise
