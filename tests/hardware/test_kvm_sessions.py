@@ -62,6 +62,22 @@ def test_a_dynamic_component_that_the_kernel_does_not_give_is_gone_without(sessi
     assert session.device.capability("KVM_CAP_XSAVE2") == before
 
 
+def uninterrupted(session: Session, name: str) -> str | None:
+    """What is wrong with the result of a program that runs from its start to its end."""
+    builtin = BUILTIN[name]
+    session.start(builtin.load(), seed=5, argument=builtin.default_argument)
+    block = session.finish()
+    return builtin.check(block.result, 5, builtin.default_argument, block.features)
+
+
+def by_tcg() -> bool:
+    """Whether the processor is QEMU's TCG, which rounds otherwise at times."""
+    from fpstate._core import cpuid
+
+    words = [word for leaf in range(0x80000002, 0x80000005) for word in cpuid(leaf, 0)]
+    return b"QEMU TCG" in b"".join(word.to_bytes(4, "little") for word in words)
+
+
 # Resets
 
 
@@ -141,8 +157,8 @@ def test_a_guest_sees_what_the_rules_foretell_of_a_load(session):
         if verdict.mxcsr is not None:
             assert seen["mxcsr"] == verdict.mxcsr
         outcomes["as read back" if verdict.mxcsr == verdict.reported_mxcsr else "not as read back"] += 1
-    assert outcomes["as read back"] > 50
-    assert outcomes["rejected"] > 20
+    assert outcomes["as read back"] > share(LOADS) // 20
+    assert outcomes["rejected"] > share(LOADS) // 50
     if target.compacted_restore:  # what KVM_GET_XSAVE says would be the wrong oracle
         assert outcomes["not as read back"] > 0
 
@@ -166,14 +182,18 @@ def test_a_checkpoint_disturbs_nobody(session):
 def test_states_of_every_program_go_on_to_the_right_result_in_another_process(session, tmp_path):
     """1,000 states in CI, each stopped at a random point: saved by one process, loaded by another."""
     count = share(STATES, long=5)
-    names = runnable(session)
-    save = ["kvm", "save", *names, "--to", tmp_path, "--count", str(count), "--seed", "5"]
-    run_command(*save)
+    wrong = [name for name in runnable(session) if uninterrupted(session, name)]
+    assert not wrong or by_tcg(), "on this processor programs are wrong that nobody stops"
+    names = [name for name in runnable(session) if name not in wrong]
+    done = run_command("kvm", "save", *names, "--to", tmp_path, "--count", count, "--seed", 5)
+    assert done.returncode == 0, done.stderr
     assert len(state_files(tmp_path)) == count
-    report = json.loads(run_command("kvm", "load", tmp_path, "--json"))
-    results = Counter((each["program"], each["loaded"], each["result"]) for each in report["files"])
-    assert set(results) == {(name, True, "right") for name in names}
-    assert sum(results.values()) == count
+    done = run_command("kvm", "load", tmp_path, "--json")
+    files = json.loads(done.stdout)["files"]
+    assert not [each for each in files if not each["loaded"] or each["result"] != "right"][:3]
+    assert done.returncode == 0, done.stderr
+    assert len(files) == count
+    assert {each["program"] for each in files} == set(names)
     points = {read_state(path).checkpoint.registers.rip for path in state_files(tmp_path)}
     assert len(points) > min(count // 10, 40)
 
@@ -203,16 +223,14 @@ def test_a_state_that_lost_one_bit_is_noticed_by_its_program(session):
     assert canary_found(session)[1] == FIRST_VECTOR_SLOT + 3
 
 
-def run_command(*arguments: object) -> str:
-    done = subprocess.run(
+def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "fpstate", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_a_guest_that_faults_is_said_to_and_the_session_can_go_on(session):
