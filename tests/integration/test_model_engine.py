@@ -11,6 +11,7 @@ from fpstate.command.main import main
 from fpstate.engine.model.behaviour import Behaviour
 from fpstate.engine.model.context import ModelVcpu
 from fpstate.engine.model.engine import STEP_NS, ModelEngine
+from fpstate.engine.model.kernel import Kernel
 from fpstate.engine.model.kernel_registers import KernelRegisters
 from fpstate.engine.model.leak import audit
 from fpstate.engine.model.script import Script, Setting
@@ -337,6 +338,31 @@ class TestRefusals:
         assert large.exit.kind is ExitKind.REFUSED
         assert "no memory" in str(large.exit.error)
         assert problem(SCRIPTS["sse"], small) is None
+
+    @pytest.mark.parametrize("where", ["switch", "run"])
+    def test_an_interrupt_leaves_a_queue_that_can_be_run_again(self, monkeypatch, where):
+        engine = engine_on("sapphire-rapids")
+        vcpus = [
+            (SCRIPTS[name], engine.vcpu(SCRIPTS[name], argument=2)) for name in ("canary", "guest", "sse")
+        ]
+        queue = engine.queue()
+        for _, vcpu in vcpus:
+            queue.add(vcpu)
+        usual, calls = getattr(Kernel, where), []
+
+        def interrupted(kernel, *arguments):
+            calls.append(where)
+            if len(calls) == 8:
+                raise KeyboardInterrupt
+            return usual(kernel, *arguments)
+
+        monkeypatch.setattr(Kernel, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            queue.run_slices(3 * STEP_NS, 100)
+        while len(queue):
+            queue.run(3 * STEP_NS, 10**10)
+        assert [vcpu.exit.kind for _, vcpu in vcpus] == [ExitKind.FINISHED] * 3
+        assert [problem(script, vcpu) for script, vcpu in vcpus] == [None] * 3
 
     def test_a_context_is_run_once(self):
         engine = engine_on("zen4")

@@ -72,12 +72,12 @@ class ModelVcpu:
     def perform(self, core: Core) -> bool:
         """Do the next step; returns whether it was a voluntary exit. Raises what the step is refused for."""
         step = self.steps[self.at]
-        self.at += 1
-        self.checks += counts(step)
         if isinstance(step, Refused):
             self._must_be_refused(core, step)
         else:
             self._do(core, step)
+        self.at += 1  # not before: an interrupted step is done again
+        self.checks += counts(step)
         return isinstance(step, Yield)
 
     def finish(self, exit: Exit) -> None:
@@ -153,7 +153,7 @@ class ModelVcpu:
 
     def _problem(self, what: str) -> None:
         self.failed += 1
-        self.problem = self.problem or f"step {self.at}: {what}"
+        self.problem = self.problem or f"step {self.at + 1}: {what}"
 
 
 Perform = Callable[[ModelVcpu, Core, Any], object]

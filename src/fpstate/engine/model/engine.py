@@ -242,8 +242,8 @@ class ModelQueue:
         if self.core.current is vcpu.task:
             self.kernel.kill(self.core, reason)
         if isinstance(reason, PermissionRequestError):
-            return Exit(ExitKind.DENIED, code=reason.component, rip=vcpu.at, error=reason)
+            return Exit(ExitKind.DENIED, code=reason.component, rip=vcpu.at + 1, error=reason)
         if isinstance(reason, ProcessorFault):
             signal = _SIGNALS.get(reason.vector, "SIGSEGV")
-            return Exit(ExitKind.FAULT, signal=signal, vector=reason.vector, rip=vcpu.at, error=reason)
-        return Exit(ExitKind.REFUSED, rip=vcpu.at, error=reason)
+            return Exit(ExitKind.FAULT, signal=signal, vector=reason.vector, rip=vcpu.at + 1, error=reason)
+        return Exit(ExitKind.REFUSED, rip=vcpu.at + 1, error=reason)

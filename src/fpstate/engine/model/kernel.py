@@ -27,7 +27,7 @@ from fpstate.engine.model.fault import NOT_AVAILABLE, UNDEFINED, fault
 from fpstate.engine.model.kernel_registers import KernelRegisters
 from fpstate.engine.model.processor import Processor
 from fpstate.engine.model.task import Task
-from fpstate.errors import FpStateError, ProcessorFault, VsoError
+from fpstate.errors import FpStateError, PoolExhausted, ProcessorFault, VsoError
 from fpstate.image import Image
 from fpstate.vso.config import FpuConfig
 from fpstate.vso.manager import Manager
@@ -211,9 +211,8 @@ class Kernel:
         try:
             task.fpu.save(core.registers)
         except (FpStateError, MemoryError) as error:
-            self.kill(
-                core, error if isinstance(error, FpStateError) else VsoError(f"no memory for {task.name}")
-            )
+            out_of_memory = PoolExhausted(f"no memory for the state of {task.name}")
+            self.kill(core, error if isinstance(error, FpStateError) else out_of_memory)
             raise
 
     def _abandon(self, core: Core) -> None:
