@@ -186,7 +186,7 @@ def test_a_checkpoint_disturbs_nobody(session):
 
 def test_states_of_every_program_go_on_to_the_right_result_in_another_process(session, tmp_path):
     """1,000 states in CI, each stopped at a random point: saved by one process, loaded by another."""
-    count = tries(STATES, long=5)
+    count = tries(STATES, long=3)
     wrong = [name for name in runnable(session) if uninterrupted(session, name)]
     assert not wrong or by_tcg(), "on this processor programs are wrong that nobody stops"
     names = [name for name in runnable(session) if name not in wrong]

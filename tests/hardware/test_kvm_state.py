@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import mmap
 import random
 from collections import Counter
@@ -121,6 +122,22 @@ def test_the_outcome_that_is_foretold_is_the_one_that_comes(vcpu, destination):
             assert found.registers["mxcsr"] in (stated.registers["mxcsr"], 0x1F80)
     possible = set(Outcome) if target.compacted_restore else set(Outcome) - {Outcome.LOSS}
     assert set(counts) == possible
+
+
+def test_a_vcpu_is_told_its_cpuid_first_and_only_where_the_state_will_be_loaded(machine, destination):
+    state, bare = random_state(destination, 8, dense=True), KvmVcpu(machine, 700)
+    try:
+        assert Destination.of(bare).guest_xcr0 == 0
+        if destination.guest_xcr0 & ~3:
+            with pytest.raises(LoadRefused, match="loaded with loss of"):
+                load(bare, state)
+        supported = machine.device.supported_cpuid()
+        with pytest.raises(LoadRefused, match="GS001"):
+            load(bare, dataclasses.replace(state, xcr0=0), cpuid=supported)
+        assert Destination.of(bare).guest_xcr0 == 0
+        assert load(bare, state, cpuid=supported).exact
+    finally:
+        bare.close()
 
 
 def test_every_xcr0_gets_the_answer_that_is_foretold(vcpu, destination):

@@ -53,6 +53,9 @@ class ModelledVcpu:
         )
         return bytearray(CPUID_HEADER.pack(2, 0) + b"".join(CPUID_ENTRY.pack(*each) for each in entries))
 
+    def set_cpuid(self, cpuid: bytearray) -> None:
+        self._call("KVM_SET_CPUID2")
+
     def xcr0(self) -> int:
         return self._xcr0
 

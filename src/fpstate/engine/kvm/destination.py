@@ -48,6 +48,9 @@ class StateVcpu(Protocol):
     def cpuid(self) -> bytearray:
         """Return struct kvm_cpuid2 as the guest sees it."""
 
+    def set_cpuid(self, cpuid: bytearray) -> None:
+        """Set what the guest sees."""
+
     def xsave(self) -> bytearray:
         """Return ``xsave_size`` bytes of KVM_GET_XSAVE2."""
 
@@ -84,10 +87,20 @@ class Destination:
     msrs: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, vcpu: StateVcpu, *, cpu: Cpu | None = None, supported_xcr0: int | None = None) -> Destination:
-        """Ask a vCPU. ``supported_xcr0`` is what KVM tells of itself, if it does; else Linux's rules say it."""
+    def of(
+        cls,
+        vcpu: StateVcpu,
+        *,
+        cpu: Cpu | None = None,
+        supported_xcr0: int | None = None,
+        cpuid: bytearray | None = None,
+    ) -> Destination:
+        """Ask a vCPU. ``supported_xcr0`` is what KVM tells of itself, if it does; else Linux's rules say it.
+
+        ``cpuid`` (struct kvm_cpuid2) is what the vCPU will be told, where that is not what it was told already.
+        """
         cpu = Cpu.host() if cpu is None else cpu
-        table = vcpu.cpuid()
+        table = vcpu.cpuid() if cpuid is None else cpuid
         main, extended = leaf(table, _LEAF, 0), leaf(table, _LEAF, 1)
         guest = main[0] | main[3] << 32
         known = Target.from_cpu(cpu, permitted=guest & USER_DYNAMIC).kvm_xcr0

@@ -104,26 +104,21 @@ def load(
 ) -> LoadReport:
     """Load a state and prove it: everything reads back as it was loaded, register by register.
 
-    ``cpuid`` is set first where it is given. ``allow_loss`` names components whose registers may be lost.
-    ``destination`` saves asking the vCPU what it has, where many states follow each other.
+    ``cpuid`` (struct kvm_cpuid2) is set first where it is given, for vCPUs that were not told theirs.
+    ``allow_loss`` names components whose registers may be lost. ``destination`` saves asking the vCPU what it has,
+    where many states follow each other.
 
     Raises LoadRefused, with the prediction, before the vCPU is touched: where the kernel would refuse the state or
     lose part of it. Raises KvmError where an ioctl fails all the same, after putting the earlier state back, and
     LoadMismatch, with the report, where something reads back otherwise.
     """
+    there = Destination.of(vcpu, cpuid=cpuid) if destination is None else destination
+    prediction = _accepted(state, there, allow_loss)
     if cpuid is not None:
-        set_cpuid = getattr(vcpu, "set_cpuid")  # noqa: B009 - of vCPUs that are not yet told theirs
-        set_cpuid(cpuid)
-    there = Destination.of(vcpu) if destination is None else destination
-    prediction = predict_load(state, there, allow_loss=allow_loss)
-    if prediction.payload is None:
-        raise LoadRefused(
-            f"{prediction}: " + ("; ".join(prediction.reasons) or "the kernel would refuse it"),
-            prediction,
-            help="name what may be lost, or load it into a vCPU that has these components"
-            if prediction.outcome is Outcome.LOSS
-            else None,
-        )
+        vcpu.set_cpuid(cpuid)
+        told = Destination.of(vcpu)
+        if told != there:  # KVM has changes of its own
+            there, prediction = told, _accepted(state, told, allow_loss)
     before = vcpu.xsave(), vcpu.xcr0(), read_msrs(vcpu, there)
     try:
         _write(vcpu, prediction)
@@ -134,6 +129,20 @@ def load(
     if not report.exact:
         raise LoadMismatch("loaded, but read back otherwise: " + "; ".join(report.problems()), report)
     return report
+
+
+def _accepted(state: GuestState, there: Destination, allow_loss: int) -> Prediction:
+    """Foretell a load, and raise LoadRefused where it is not to be done."""
+    prediction = predict_load(state, there, allow_loss=allow_loss)
+    if prediction.payload is None:
+        raise LoadRefused(
+            f"{prediction}: " + ("; ".join(prediction.reasons) or "the kernel would refuse it"),
+            prediction,
+            help="name what may be lost, or load it into a vCPU that has these components"
+            if prediction.outcome is Outcome.LOSS
+            else None,
+        )
+    return prediction
 
 
 def _write(vcpu: StateVcpu, prediction: Prediction) -> None:
