@@ -120,6 +120,21 @@ def test_outside_64_bit_mode_the_manual_has_zmm16_to_31_initial():
     assert processor.xgetbv(1) == 0
 
 
+def test_a_restore_outside_64_bit_mode_makes_a_later_save_in_it_leave_registers_out(processor):
+    """XRSTOR_INFO has no mode in it: measured on Zen 5."""
+    area = bytearray(ROOM)
+    area[24:28] = (0x1F80).to_bytes(4, "little")
+    area[160:416] = b"\x11" * 256
+    area[512] = 2
+    processor.move_xmm(9, b"\x99" * 16)
+    processor.long_mode = False
+    processor.xrstor(area, 2, address=0x1000)
+    processor.long_mode = True
+    processor.xsaveopt(area, 2, address=0x1000)
+    assert processor.read("xmm9") == int.from_bytes(b"\x99" * 16, "little")
+    assert area[304:320] == b"\x11" * 16
+
+
 def test_fninit_keeps_the_registers_and_turns_the_stack(processor):
     processor.write("fstat", 7 << 11)
     processor.write("st0", 0x1234)
