@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             written += 1
             total += path.stat().st_size
             print(f"{path}  {session.name}  seed {seed}")
-    print(f"{written} states, {total} bytes", file=sys.stderr)
+    print(f"{written} state{'s' * (written != 1)}, {total} bytes", file=sys.stderr)
     return 0
 
 
