@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 import struct
 import subprocess
@@ -37,7 +36,6 @@ from fpstate.vso.state_file import read_state, state_files
 LOADS = 2000
 STATES = 1000
 FIRST_VECTOR_SLOT = 30
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +231,6 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "fpstate", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
         timeout=240,
     )
 
