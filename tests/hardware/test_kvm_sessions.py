@@ -35,6 +35,7 @@ from fpstate.vso.state_file import read_state, state_files
 
 LOADS = 2000
 STATES = 1000
+FEWEST = 30
 FIRST_VECTOR_SLOT = 30
 
 
@@ -70,7 +71,8 @@ def uninterrupted(session: Session, name: str) -> str | None:
 
 def tries(count: int, *, long: int = 10) -> int:
     """How many guests to run: fewer still where only a share is asked for, as on emulated processors."""
-    return share(count, long=long) // (5 if SHARE > 1 else 1)
+    asked = share(count, long=long)
+    return max(asked // 5, FEWEST) if SHARE > 1 else asked
 
 
 def by_tcg() -> bool:
@@ -162,7 +164,7 @@ def test_a_guest_sees_what_the_rules_foretell_of_a_load(session):
         outcomes["as read back" if verdict.mxcsr == verdict.reported_mxcsr else "not as read back"] += 1
     assert outcomes["as read back"] > tries(LOADS) // 20
     assert outcomes["rejected"] > tries(LOADS) // 50
-    if target.compacted_restore:  # what KVM_GET_XSAVE says would be the wrong oracle
+    if target.compacted_restore and SHARE == 1:  # what KVM_GET_XSAVE says would be the wrong oracle
         assert outcomes["not as read back"] > 0
 
 
