@@ -194,6 +194,41 @@ class TestScripts:
         run(engine, *(engine.vcpu(SCRIPTS["idle"]) for _ in range(10)))
         assert engine.manager.statistics().bytes_peak == 0
 
+    def test_a_buffer_that_is_no_longer_needed_is_parked(self):
+        manager = Manager(Cpu.catalog("sapphire-rapids"), shrink_after=4)
+        engine = ModelEngine(manager)
+        script = scripted(Write({"zmm20": 1, "xmm1": 1}), Yield(), Write({"zmm20": 0}), *[Yield()] * 5)
+        vcpu = engine.vcpu(script)
+        queue = engine.queue()
+        queue.add(vcpu)
+        sizes = []
+        while len(queue):
+            queue.run_slices(QUANTUM, 1)
+            sizes.append(vcpu.vso.size)
+        assert sizes[:4] == [1600, 1600, 1600, 576]
+        assert manager.statistics().parks == 1
+
+    def test_saves_and_restores_are_counted(self):
+        engine = engine_on("zen4")
+        run(engine, engine.vcpu(SCRIPTS["sse"], argument=3))
+        counts = engine.manager.statistics()
+        assert (counts.saves, counts.restores) == (3, 3)
+
+    def test_a_guest_that_yields_leaves_to_its_host_and_one_that_is_preempted_does_not(self):
+        engine = engine_on("sapphire-rapids")
+        vcpu = engine.vcpu(scripted(Yield(), *[Check({"xmm0": 0})] * 4), kind=Kind.GUEST)
+        queue = engine.queue()
+        queue.add(vcpu)
+        queue.run_slices(2 * STEP_NS, 1)
+        assert (vcpu.preemptions, vcpu.task.fpu.guest_active) == (0, False)
+        queue.run_slices(2 * STEP_NS, 1)
+        assert (vcpu.preemptions, vcpu.task.fpu.guest_active) == (1, True)
+
+    @pytest.mark.parametrize("name", ["canary", "guest"])
+    def test_contexts_can_be_held_to_fewer_components(self, name):
+        vcpu = engine_on("sapphire-rapids").vcpu(SCRIPTS[name], permitted=LEGACY, argument=1)
+        assert vcpu.setting.features == vcpu.vso.permitted == LEGACY
+
     def test_results_differ_where_a_register_was_lost(self):
         engine = engine_on("zen4")
         script = scripted(Write({"xmm1": 5}), Yield(), Check({"xmm1": 6, "xmm2": 0}))

@@ -9,6 +9,7 @@ from fpstate.arch.component import LEGACY
 from fpstate.engine.model.kernel import Core, Kernel
 from fpstate.engine.model.kernel_registers import KernelRegisters
 from fpstate.engine.model.processor import Processor
+from fpstate.engine.model.signals import deliver_signal, sigreturn
 from fpstate.engine.model.task import Task
 from fpstate.errors import (
     FpStateError,
@@ -417,6 +418,34 @@ class TestExec:
             write(spr, core, "tmm0", 1)
         spr.request(task, Component.TILEDATA)
         write(spr, core, "tmm0", 1)
+
+    def test_no_signal_frame_is_left(self, spr):
+        (core,) = spr.cores
+        task = spr.spawn()
+        spr.switch(core, task)
+        deliver_signal(spr, core)
+        spr.exec(task)
+        with pytest.raises(VsoError, match="no signal handler"):
+            sigreturn(spr, core)
+
+
+class TestInUse:
+    def test_an_mxcsr_of_its_own_counts_as_sse(self, spr):
+        (core,) = spr.cores
+        spr.switch(core, spr.spawn())
+        core.processor.ldmxcsr(0x1FA0)
+        assert core.registers.in_use & LEGACY == mask_of(Component.SSE)
+
+    def test_what_is_held_back_counts_as_initial(self, spr):
+        (core,) = spr.cores
+        task = spr.spawn()
+        spr.request(task, Component.TILEDATA)
+        spr.switch(core, task)
+        write(spr, core, "tmm0", 5)
+        assert core.registers.in_use & TILEDATA
+        core.registers.xfd = TILEDATA
+        assert not core.registers.in_use & TILEDATA
+        assert read(core, "tmm0") == [5]
 
 
 def test_ended_tasks_give_everything_back(spr):

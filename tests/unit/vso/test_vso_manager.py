@@ -493,3 +493,24 @@ def test_leftovers_of_an_absent_component_do_not_become_registers():
     manager.load(vso, image)
     loaded = vso.image().registers
     assert (loaded["xmm5"], loaded["ymm5h"], loaded["mxcsr"]) == (0, 7, 0x9F80)
+
+
+def test_a_vso_is_permitted_more_within_what_its_kind_is():
+    manager = Manager(Cpu.catalog("sapphire-rapids"))
+    host = manager.create()
+    with pytest.raises(PermissionDenied):
+        manager.permit(host, TILEDATA)
+    manager.request(Component.TILEDATA)
+    manager.permit(host, TILEDATA)
+    assert host.permitted & TILEDATA
+    assert not manager.create(Kind.GUEST).permitted & TILEDATA
+
+
+def test_guest_only_components_are_not_permitted_to_a_host_later_either():
+    manager = Manager(Cpu.catalog("zen4"))
+    host, guest = manager.create(), manager.create(Kind.GUEST, permitted=LEGACY)
+    with pytest.warns(GuestOnlyComponentWarning), pytest.raises(GuestOnlyComponent):
+        manager.permit(host, CET_S)
+    assert not host.permitted & CET_S
+    manager.permit(guest, CET_S)
+    assert guest.permitted == LEGACY | CET_S

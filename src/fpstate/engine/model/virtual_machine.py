@@ -5,7 +5,7 @@ Source: Linux ``arch/x86/kvm/x86.c`` (``kvm_load_guest_fpu``, ``kvm_load_guest_x
 
 from __future__ import annotations
 
-from fpstate.arch.component import INDEPENDENT, LEGACY, xcr0_complete
+from fpstate.arch.component import LEGACY, xcr0_complete
 from fpstate.engine.model.kernel import Core, Kernel
 from fpstate.engine.model.task import Task, Vm
 from fpstate.errors import FpStateError, VsoError
@@ -64,7 +64,7 @@ def write_guest_xfd(kernel: Kernel, core: Core, value: int) -> None:
 
 def _enable_all(kernel: Kernel, vm: Vm) -> None:
     vm.xcr0 = xcr0_complete(kernel.config.xcr0 & (vm.guest.user_xfeatures | LEGACY))
-    vm.xss = kernel.config.xss & vm.guest.xfeatures & ~INDEPENDENT
+    vm.xss = kernel.config.xss & vm.guest.xfeatures
 
 
 def _vm(task: Task) -> Vm:
