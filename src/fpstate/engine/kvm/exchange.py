@@ -33,7 +33,7 @@ class Exchange:
         self.layout = Layout.standard(manager.config.cpu, mask)
         if self.layout != Layout.standard(Cpu.host(), mask):
             raise UnsupportedHere(f"the layout of {manager.config.cpu.name}, which the manager has")
-        self.always = mask & PKRU
+        self.always = mask & PKRU | SSE
         self._blank = Image.initial(self.layout).to_bytes().ljust(size, b"\0")
         self._starts: dict[int, bytes] = {}
         self._initials: dict[int, Sequence[tuple[slice, bytes]]] = {}
@@ -42,8 +42,9 @@ class Exchange:
     def load(self, vso: Vso, image: bytearray) -> None:
         """Make ``image`` the VSO's state and initial in all that the VSO lacks, so that a load covers every component.
 
-        XSTATE_BV names PKRU even where it is initial: KVM keeps what the vCPU had otherwise
-        (fpu_copy_uabi_to_guest_fpstate). Raises LayoutError where the buffer claims what it has no room for.
+        XSTATE_BV names PKRU and SSE even where they are initial: KVM keeps what the vCPU had of PKRU otherwise
+        (fpu_copy_uabi_to_guest_fpstate), and of MXCSR where the kernel restores in the standard format
+        (xfeatures_mxcsr_quirk; SDM vol. 1, 13.8). Raises LayoutError where the buffer claims what it has no room for.
         """
         image[:] = self._blank
         in_use = vso.in_use
