@@ -55,7 +55,10 @@ def test_every_program_leaves_the_bytes_that_it_leaves_natively(kvm, native, nam
     guests = [engine.vcpu(builtin.load(), seed=seed, argument=argument) for seed in range(6)]
     report = run_all(engine, guests, processors=PROCESSORS)
     natively = NativeEngine(Manager(), timeout=10)
-    twins = [natively.vcpu(builtin.load(), seed=seed, argument=argument) for seed in range(6)]
+    twins = [
+        natively.vcpu(builtin.load(), seed=seed, argument=argument, permitted=engine.managed)
+        for seed in range(6)
+    ]
     Scheduler(natively).run(twins)
     for seed, (guest, twin) in enumerate(zip(guests, twins, strict=True)):
         assert check(guest, seed, argument) is None
