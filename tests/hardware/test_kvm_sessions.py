@@ -17,6 +17,7 @@ from oracle import SHARE, mutants, share
 
 from fpstate.arch import Component, Cpu
 from fpstate.arch.component import USER_SUPPORTED, mask_of
+from fpstate.command.kvm_load import load_file
 from fpstate.command.kvm_reset import dirty_from_inside
 from fpstate.command.kvm_selftest import forget
 from fpstate.engine.kvm.inside import seen_inside
@@ -31,7 +32,7 @@ from fpstate.image.rules import predict
 from fpstate.program import BUILTIN, FAULTS, parse_probe
 from fpstate.program.block import RESULT
 from fpstate.vso.checkpoint import SavedState
-from fpstate.vso.state_file import read_state, state_files
+from fpstate.vso.state_file import read_state, state_files, write_state
 
 LOADS = 2000
 STATES = 1000
@@ -266,6 +267,24 @@ def test_a_checkpoint_that_is_refused_leaves_the_guest_that_is_here(session):
         session.resume(SavedState(dataclasses.replace(saved.state, xcr0=0), saved.checkpoint))
     block = session.finish()
     assert spin.check(block.result, 9, spin.default_argument, block.features) is None
+
+
+def test_a_damaged_file_is_refused_and_nothing_of_it_is_loaded(session, tmp_path):
+    dirty_from_inside(session)
+    write_state(tmp_path / "state", session.checkpoint())
+    data = (tmp_path / "state").read_bytes()
+    reset(session.vcpu, destination=session.destination)
+    before, source = bytes(session.vcpu.xsave()), random.Random(1)
+    for number in range(50):
+        damaged = bytearray(data)
+        damaged[source.randrange(len(data))] ^= 1 << source.randrange(8)
+        (tmp_path / "state").write_bytes(damaged if number % 2 else data[: source.randrange(len(data))])
+        loaded = load_file(session, str(tmp_path / "state"))
+        assert (loaded.exit_code, loaded.report) == (2, None)
+        assert bytes(session.vcpu.xsave()) == before
+    (tmp_path / "state").write_bytes(data)
+    assert load_file(session, str(tmp_path / "state")).exit_code == 0
+    assert bytes(session.vcpu.xsave()) != before
 
 
 def test_a_state_without_a_program_has_nothing_to_go_on_with(session):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from fpstate.arch.component import COMPACTED_BIT
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Format, Layout, Place
 from fpstate.arch.record import leaves_of
@@ -42,6 +43,7 @@ _ADDRESS: Final = struct.Struct("<Q")
 _DIGEST: Final = hashlib.sha256().digest_size
 _REQUIRED: Final = 1
 _UNIT: Final = 8
+_COMPONENTS: Final = COMPACTED_BIT.bit_length() - 1
 _FORMATS: Final = (Format.STANDARD, Format.COMPACTED)
 _POLICIES: Final = (PkruPolicy.INITIAL, PkruPolicy.KEEP, PkruPolicy.OS_DEFAULT)
 _TAGS: Final = (b"CPU ", b"CTRL", b"IMAG", b"REGS", b"PROG", b"MEMR")
@@ -206,6 +208,8 @@ def _read_image(payload: bytes) -> Image:
     end = _IMAGE.size + count * _PLACE.size
     _expect_size("IMAG", payload, end + size)
     rows = [_PLACE.unpack_from(payload, at) for at in range(_IMAGE.size, end, _PLACE.size)]
+    if foreign := [row[0] for row in rows if row[0] >= _COMPONENTS]:
+        raise ValueError(f"component {foreign[0]} does not exist")
     places = [Place(*row[:3]) for row in rows]
     return Image(payload[end:], Layout.from_places(_FORMATS[format], places, size=size), "recorded")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
+from fpstate.engine.kvm.destination import Destination
+from fpstate.engine.kvm.prediction import predict_load
 from fpstate.errors import SourceError
 from fpstate.testing import random_image
 from fpstate.vso.checkpoint import Checkpoint, GeneralRegisters, SavedState, pieces_of
@@ -143,19 +145,39 @@ def test_an_unknown_section_is_refused_if_it_must_be_known_and_passed_over_if_no
             assert encode(decode(longer)) == data
 
 
-def test_sections_that_lie_about_themselves_are_refused_whatever_the_checksum_says():
-    data = encode(saved())
-    source = random.Random(2)
-    refused = 0
+NUMBERS = (0, 1, 63, 64, 511, 576, 0x7F, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFF0, (1 << 64) - 1, 1 << 63)
+
+
+def test_sections_that_lie_about_themselves_are_refused_or_found_out_whatever_the_checksum_says():
+    """Whoever can compute a SHA-256 can write any section: what is read all the same can be checked and foretold."""
+    there = Destination(SPR, SPR.user_mask, SPR.user_mask, CET, 11008, ("xss", "xfd", "xfd_err"))
+    data, source = encode(saved()), random.Random(2)
+    outcomes = {"refused": 0, "flawed": 0, "whole": 0}
     for _ in range(3000):
         mutated = bytearray(data)
-        at = source.randrange(32, 1500)
-        mutated[at : at + 4] = source.randbytes(4)
+        for _ in range(source.choice((1, 1, 2, 4))):
+            at, size = (
+                source.randrange(32, source.choice((300, 1500, len(data) - 40))),
+                source.choice((1, 2, 4, 8)),
+            )
+            number = source.choice((*NUMBERS, source.getrandbits(64))) & (1 << 8 * size) - 1
+            mutated[at : at + size] = number.to_bytes(size, "little")
         try:
-            decode(resealed(bytes(mutated)))
+            state = decode(resealed(bytes(mutated))).state
         except SourceError:
-            refused += 1
-    assert refused > 300
+            outcomes["refused"] += 1
+            continue
+        outcomes["flawed" if state.findings() else "whole"] += 1
+        predict_load(state, there)
+    assert min(outcomes.values()) > 100
+
+
+def test_a_component_that_cannot_exist_is_refused_at_once():
+    data = bytearray(encode(saved()))
+    at = data.index(b"IMAG") + 16 + 16
+    data[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
+    with pytest.raises(SourceError, match="component 4294967295 does not exist"):
+        decode(resealed(bytes(data)))
 
 
 @pytest.mark.parametrize("tag", [b"CPU ", b"CTRL", b"IMAG", b"REGS", b"PROG"])
