@@ -80,7 +80,9 @@ def gdb_takes_other_offsets(text: str) -> bool:
     """Whether this gdb reads AVX-512 state elsewhere than this processor keeps it (before 14: Intel's offsets)."""
     opmask = Cpu.host().geometry.get(Component.OPMASK)
     version = re.search(r"gdb (\d+)\.", text)
-    return version is not None and int(version[1]) < 14 and opmask is not None and opmask.offset != INTEL_OPMASK
+    return (
+        version is not None and int(version[1]) < 14 and opmask is not None and opmask.offset != INTEL_OPMASK
+    )
 
 
 def test_the_verb_prints_a_file_that_exists(capsys: pytest.CaptureFixture[str]) -> None:
