@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 
 from fpstate.arch import Cpu, Layout
@@ -32,7 +32,7 @@ def main(folder: Path, *, in_place: bool) -> None:
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:
-            for turn in cycle(range(NAMES * VERSIONS)):
+            for turn in count(os.getpid()):  # each writer begins with another name
                 path = folder / f"{turn % NAMES}{SUFFIX}"
                 if in_place:
                     path.write_bytes(encoded[turn % VERSIONS])
