@@ -16,7 +16,7 @@ from fpstate.errors import SourceError
 from fpstate.vso.state_file import encode, read_state, state_files
 
 KILLS = 1000 if os.environ.get("FPSTATE_LONG") == "1" else 100
-LONGEST = 0.02
+LONGEST = 0.05
 
 
 def killed_at_random(folder: Path, kills: int, *options: str) -> list[str]:
