@@ -23,12 +23,16 @@ from supervisor_guest import (
 
 from fpstate.arch import Component, Layout, mask_of
 from fpstate.arch.component import components_in
+from fpstate.engine.kvm.destination import Destination
+from fpstate.engine.kvm.reset import reset
+from fpstate.engine.kvm.transfer import load
 from fpstate.engine.kvm.vcpu import Machine
 from fpstate.image import Image
 from fpstate.image.consumer import Consumer, Target
 from fpstate.image.difference import differences
 from fpstate.image.rules import predict
 from fpstate.testing import random_image
+from fpstate.vso.guest_state import GuestState
 
 ALL = 0xFFFF_FFFF
 SSE = mask_of(Component.SSE)
@@ -150,6 +154,33 @@ def test_the_mxcsr_that_a_guest_gets_is_the_one_foretold(whole, cpu, layout, pre
     assert mxcsr_inside(whole) == (old if verdict.mxcsr is None else verdict.mxcsr)
     if present == 0:
         assert (verdict.mxcsr is None) is not target.compacted_restore
+
+
+@pytest.mark.parametrize("present", [0, X87, AVX], ids=["nothing", "x87", "AVX"])
+def test_a_guest_into_which_a_state_is_loaded_has_its_mxcsr(whole, cpu, layout, supported, present):
+    """However little the state uses, and whatever the guest before it had."""
+    if present & ~layout.mask:
+        pytest.skip("AVX is not among the components that KVM supports here")
+    there = Destination.of(whole.vcpu, supported_xcr0=supported)
+    before, image = Image.initial(layout), state(cpu, layout, 8, present=present)
+    before.registers["mxcsr"] = 0x1FA0
+    put(whole, before)
+    assert mxcsr_inside(whole) == 0x1FA0
+    load(whole.vcpu, GuestState(image, supported & ~PKRU, cpu), destination=there)
+    assert mxcsr_inside(whole) == image.registers["mxcsr"]
+
+
+@pytest.mark.parametrize("kept", ["mxcsr", "xmm3"])
+def test_a_guest_on_a_vcpu_that_was_reset_has_initial_registers(whole, layout, supported, kept):
+    before = Image.initial(layout)
+    before.registers[kept] = 0x1FA0
+    put(whole, before)
+    assert mxcsr_inside(whole) == before.registers["mxcsr"]
+    reset(
+        whole.vcpu, xcr0=supported & ~PKRU, destination=Destination.of(whole.vcpu, supported_xcr0=supported)
+    )
+    assert mxcsr_inside(whole) == 0x1F80
+    assert different(Image.initial(layout), whole.output()) == []
 
 
 def lanes(*values):

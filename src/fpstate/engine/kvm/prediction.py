@@ -27,6 +27,9 @@ from fpstate.image.rules import Verdict, check, predict
 from fpstate.vso.guest_state import PKRU_OS_DEFAULT, GuestState, with_pkru
 
 _PKRU: Final = mask_of(Component.PKRU)
+_MXCSR_CARRIERS: Final = LEGACY | mask_of(Component.AVX)
+"""One of them brings MXCSR where the kernel restores in the standard format; without any the vCPU's old one stays
+(``xfeatures_mxcsr_quirk``; SDM Vol. 1, 13.8)."""
 _LOSSES: Final = frozenset(rule.id for rule in LOSSES)
 _XSTATE_BV: Final = slice(512, 520)
 
@@ -195,8 +198,10 @@ def _fitting(
         mxcsr_mask=destination.cpu.mxcsr_mask,
     )
     image = converted.image
-    if image.registers.canonical("mxcsr") != MXCSR_INIT:
-        image.store.activate(Component.SSE)  # elsewhere an MXCSR reaches no register: XS027
+    if image.registers.canonical("mxcsr") != MXCSR_INIT or not image.xstate_bv & _MXCSR_CARRIERS:
+        image.store.activate(
+            Component.SSE
+        )  # elsewhere MXCSR reaches no register (XS027), or stays what it was
     by_policy = _apply_pkru(fitted, destination, image)
     payload = image.to_bytes().ljust(destination.xsave_size, b"\0")
     if len(payload) > destination.xsave_size:
