@@ -84,9 +84,12 @@ class Carrier:
         self._put(guest.context.data)
         self.resident = guest
 
-    def run(self) -> None:
-        """Let the guest run until it leaves, is stopped, or fails. Raises KvmError."""
+    def prepare(self) -> None:
+        """Before a run: were it never to begin, ``save`` would find the guest stopped at once."""
         self.kvm.shared[_REASON] = _STOPPED_EARLY
+
+    def run(self) -> None:
+        """Let the guest run until it leaves, is stopped, or fails; ``prepare`` comes first. Raises KvmError."""
         self.kvm.run()
 
     def save(self, guest: Carried) -> tuple[Stop, bool]:

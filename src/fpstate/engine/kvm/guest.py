@@ -56,10 +56,14 @@ class KvmGuest:
         """Return an address counted from the program's base where it lies in the guest's memory."""
         return self.memory.relative(address)
 
-    def end(self, exit: Exit) -> None:
-        """Keep how it ended, and give state, memory and KVM vCPU back. May be called again where it was cut short."""
+    def decide(self, exit: Exit) -> None:
+        """Keep how it ended; the first decision stays."""
         if self.ending is None:
             self.ending = self._read_block(exit) if exit.kind is ExitKind.FINISHED else exit
+
+    def end(self) -> None:
+        """Give state, memory and KVM vCPU back. May be called again where it was cut short."""
+        assert self.ending is not None
         if self.carrier:
             self.carrier.resident = None
             self.engine.carriers.give_back(self.carrier)

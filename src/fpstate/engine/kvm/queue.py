@@ -57,8 +57,7 @@ class KvmQueue:
         """Take a guest out, as it is; another queue may run it. Raises VsoError where it is not in this one."""
         if vcpu not in self._ready:
             raise VsoError(f"{vcpu.name} is not in this queue")
-        self._ready.remove(vcpu)
-        vcpu.queued = False
+        self._drop(vcpu)
 
     def clear(self) -> None:
         """Take all guests out."""
@@ -121,22 +120,29 @@ class KvmQueue:
     def _slice(self, ticker: Ticker, shared: Carrier | None, quantum_ns: int) -> KvmGuest | None:
         """Run the first guest once; return it where it ended, else put it behind the others."""
         guest = self._ready[0]
-        carrier = shared
+        try:
+            if not guest.ending:  # else an interrupt came before it was out of the queue
+                self._attempt(ticker, shared, guest, quantum_ns)
+            return self._conclude(guest)
+        except BaseException:
+            self._recover(shared or guest.carrier, guest)
+            raise
+
+    def _attempt(self, ticker: Ticker, shared: Carrier | None, guest: KvmGuest, quantum_ns: int) -> None:
+        """Load, run and save a guest; it ends where that fails."""
         try:
             carrier = shared or self._own_carrier(guest)
             self._enter(ticker, carrier, guest, quantum_ns)
-            ended = self._settle(carrier, guest)
+            self._settle(carrier, guest)
         except FpStateError as error:
-            ended = _refusal(guest, error)
+            guest.decide(_refusal(guest, error))
         except MemoryError:
             exhausted = PoolExhausted(f"no memory for {mask_text(guest.vso.in_use)} of {guest.name}")
-            ended = Exit(ExitKind.REFUSED, error=exhausted)
-        except BaseException:
-            self._recover(carrier, guest)
-            raise
-        return self._conclude(guest, ended)
+            guest.decide(Exit(ExitKind.REFUSED, error=exhausted))
 
     def _enter(self, ticker: Ticker, carrier: Carrier, guest: KvmGuest, quantum_ns: int) -> None:
+        if guest.entered:
+            raise VsoError(f"{guest.name} was interrupted while its state was saved after an interrupt")
         if carrier.resident is not guest or guest.changed or not self.engine.each:
             carrier.load(guest)
             guest.changed = False
@@ -146,6 +152,7 @@ class KvmQueue:
         started = time.thread_time_ns()
         if self._left_at:
             self._samples.append(time.perf_counter_ns() - self._left_at)
+        carrier.prepare()
         guest.entered = True
         try:
             carrier.run()
@@ -154,44 +161,48 @@ class KvmQueue:
             guest.used_ns += time.thread_time_ns() - started
             ticker.disarm()
 
-    def _settle(self, carrier: Carrier, guest: KvmGuest) -> Exit | None:
-        """Save a guest that was entered and tell how it ended, or None where it goes on."""
+    def _settle(self, carrier: Carrier, guest: KvmGuest) -> None:
+        """Save a guest that was entered, and decide whether it ended; may be done again from the start."""
         before = guest.context.general
         stop, slack = carrier.save(guest)
-        guest.entered = False
+        self._saves += 1
         # Entering takes longer than a short quantum where KVM has page tables to shadow: each needs time to get on.
         stalled = stop.why is Why.PREEMPTED and guest.context.general == before
         guest.stalls = guest.stalls + 1 if stalled else 0
-        self._saves += 1
         guest.slack = guest.slack + 1 if slack else 0
         ended = self._exit_of(stop, carrier, guest)
+        if ended:
+            guest.decide(ended)
+        guest.entered = False
         shrink_after = self.engine.manager.shrink_after
-        if ended is None and shrink_after and guest.slack >= shrink_after:
+        if not ended and shrink_after and guest.slack >= shrink_after:
             self.engine.manager.park(guest.vso)
             guest.slack = 0
-        return ended
 
-    def _conclude(self, guest: KvmGuest, ended: Exit | None) -> KvmGuest | None:
-        if ended:
-            guest.end(ended)
-            self.remove(guest)
+    def _conclude(self, guest: KvmGuest) -> KvmGuest | None:
+        if guest.ending:
+            guest.end()
+            self._drop(guest)
             return guest
         self._ready.rotate(-1)
         return None
 
     def _recover(self, carrier: Carrier | None, guest: KvmGuest) -> None:
         """Settle a guest in the midst of which an exception came; its KVM vCPU still has its state."""
-        if guest.ending:
-            guest.end(guest.ending)
-        elif guest.entered and carrier:
+        if guest.entered and not guest.ending and carrier:
             try:
-                ended = self._settle(carrier, guest)
+                self._settle(carrier, guest)
             except FpStateError as error:
-                ended = _refusal(guest, error)
-            if ended:
-                guest.end(ended)
-        if guest.exit and guest.queued:
-            self.remove(guest)
+                guest.decide(_refusal(guest, error))
+        if guest.ending:
+            guest.end()
+            self._drop(guest)
+
+    def _drop(self, guest: KvmGuest) -> None:
+        """Take a guest out; may be called again where it was cut short."""
+        if guest in self._ready:
+            self._ready.remove(guest)
+        guest.queued = False
 
     def _own_carrier(self, guest: KvmGuest) -> Carrier:
         if guest.carrier is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,7 @@ class Machine:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.vcpus: list[KvmVcpu] = []
+        self._numbers = itertools.count()
         self.file = -1
         self.file = ioctl(device.file, "KVM_CREATE_VM")
         os.set_inheritable(self.file, False)
@@ -63,7 +65,7 @@ class Machine:
 
     def vcpu(self, *, cpuid: bytearray | None = None) -> KvmVcpu:
         """Add a vCPU that sees ``cpuid`` (struct kvm_cpuid2), or without any all that KVM supports."""
-        vcpu = KvmVcpu(self, len(self.vcpus))
+        vcpu = KvmVcpu(self, next(self._numbers))
         self.vcpus.append(vcpu)
         vcpu.set_cpuid(self.device.supported_cpuid() if cpuid is None else cpuid)
         return vcpu
