@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fpstate.arch.component import component_name, mask_text
+from fpstate.engine.kvm.abi import EXIT_INTR
 from fpstate.engine.kvm.carrier import Carrier
 from fpstate.engine.kvm.guest import KvmGuest
 from fpstate.engine.kvm.opcode import LONGEST, denied_component
@@ -159,7 +160,8 @@ class KvmQueue:
         finally:
             self._left_at = time.perf_counter_ns()
             guest.used_ns += time.thread_time_ns() - started
-            ticker.disarm()
+            if carrier.kvm.exit_reason == EXIT_INTR:
+                ticker.forget()
 
     def _settle(self, carrier: Carrier, guest: KvmGuest) -> None:
         """Save a guest that was entered, and decide whether it ended; may be done again from the start."""

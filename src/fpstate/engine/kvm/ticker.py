@@ -77,16 +77,13 @@ class Ticker:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def arm(self, nanoseconds: int) -> None:
-        """Tick once, so many nanoseconds from now."""
+        """Tick once, so many nanoseconds from now, and not when it was to be before."""
         self._time[2], self._time[3] = divmod(nanoseconds, _SECOND)
         self._libc.timer_settime(self._timer, 0, self._time, None)
 
-    def disarm(self) -> None:
-        """Tick no more, and forget a tick that came."""
-        if signal.sigtimedwait((self.tick,), 0) is None:
-            self._time[2] = self._time[3] = 0
-            self._libc.timer_settime(self._timer, 0, self._time, None)
-            self._drain()
+    def forget(self) -> None:
+        """Forget a tick that came. One still to come may be left: at worst it stops the next guest too early."""
+        self._drain()
 
     def _drain(self) -> None:
         while signal.sigtimedwait((self.tick,), 0) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import itertools
 import mmap
 import os
@@ -16,6 +16,7 @@ from fpstate.engine.kvm.abi import (
     EVENTS_SIZE,
     EXIT_INTR,
     FPU_SIZE,
+    IOCTLS,
     MEMORY_REGION,
     MSR_ENTRY,
     MSRS_HEADER,
@@ -26,11 +27,11 @@ from fpstate.engine.kvm.abi import (
     XCR_ENTRY,
     XCRS_HEADER,
     XCRS_SIZE,
-    XSAVE_SIZE,
 )
 from fpstate.engine.kvm.device import Device, ioctl
 from fpstate.errors import KvmError
 
+_RUN, _SET_XSAVE = IOCTLS["KVM_RUN"], IOCTLS["KVM_SET_XSAVE"]
 _CPUID_ENTRIES = 256
 """The most that a vCPU has (KVM_MAX_CPUID_ENTRIES)."""
 
@@ -91,6 +92,7 @@ class KvmVcpu:
         self.file = -1
         self.state: mmap.mmap | None = None
         self.has_xsave2 = device.capability("KVM_CAP_XSAVE2") > 0
+        self._get_xsave = IOCTLS["KVM_GET_XSAVE2" if self.has_xsave2 else "KVM_GET_XSAVE"]
         self.xsave_size = device.xsave_size
         self.file = ioctl(machine.file, "KVM_CREATE_VCPU", number)
         try:
@@ -112,11 +114,11 @@ class KvmVcpu:
     def run(self) -> int:
         """Enter the guest; returns KVM_EXIT_*, and EXIT_INTR where a signal or immediate_exit kept it out."""
         try:
-            ioctl(self.file, "KVM_RUN")
-        except KvmError as error:
-            if error.errno != errno.EINTR:
-                raise
+            fcntl.ioctl(self.file, _RUN)
+        except InterruptedError:
             return EXIT_INTR  # where immediate_exit is set the kernel leaves exit_reason as it was
+        except OSError as error:
+            raise KvmError("KVM_RUN", error.errno or 0) from error
         return self.exit_reason
 
     @property
@@ -156,15 +158,24 @@ class KvmVcpu:
         ``buffer`` has ``xsave_size`` bytes and is overwritten; KVM may write fewer (api.rst 4.134).
         """
         data = bytearray(self.xsave_size) if buffer is None else buffer
-        self._check_size(data, self.xsave_size)
-        ioctl(self.file, "KVM_GET_XSAVE2" if self.has_xsave2 else "KVM_GET_XSAVE", data)
+        if len(data) != self.xsave_size:
+            self._check_size(data, self.xsave_size)
+        try:
+            fcntl.ioctl(self.file, self._get_xsave, data)
+        except OSError as error:
+            raise KvmError(
+                "KVM_GET_XSAVE2" if self.has_xsave2 else "KVM_GET_XSAVE", error.errno or 0
+            ) from error
         return data
 
     def set_xsave(self, data: bytearray) -> None:
         """KVM_SET_XSAVE. ``data`` has at least ``xsave_size`` bytes: KVM reads as many as the vCPU's state has."""
-        if len(data) < max(self.xsave_size, XSAVE_SIZE):
+        if len(data) < self.xsave_size:
             self._check_size(data, self.xsave_size)
-        ioctl(self.file, "KVM_SET_XSAVE", data)
+        try:
+            fcntl.ioctl(self.file, _SET_XSAVE, data)
+        except OSError as error:
+            raise KvmError("KVM_SET_XSAVE", error.errno or 0) from error
 
     def xcr0(self) -> int:
         """KVM_GET_XCRS: XCR0."""
