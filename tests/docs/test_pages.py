@@ -41,7 +41,7 @@ from fpstate.testing.container import signal_frame
 COMMAND_LINE = Page(ROOT / "docs" / "command-line.md")
 NEEDS_ENGINE = re.compile(r"fpstate run(?! --engine model)|NativeEngine|fpstate cpu(?! --cpu)")
 NEEDS_TRACING = re.compile(r"\$!")
-NEEDS_KVM = re.compile(r"fpstate kvm|--engine kvm")
+NEEDS_KVM = re.compile(r"fpstate kvm|--engine kvm|KvmEngine")
 NOT_RUN = re.compile(r"make |git |python tests/")
 SHOWN_ON = ("AuthenticAMD", 25, 0x7)
 """Vendor, family and XCR0 of the processor whose output the pages show."""
