@@ -23,6 +23,7 @@ ENGINE_TESTS = (
     "test_a_guest_moves_between_queues_and_kvm_vcpus",
     "test_guests_that_use_no_floating_point_hold_nothing",
     "test_programs_are_told_what_they_may_use",
+    "test_a_guest_that_uses_what_it_may_not_is_denied_and_the_others_go_on",
 )
 """Not all of them: an emulated entry into a guest takes long, and QEMU 7.2 rounds x87 in single precision wrongly."""
 SHARE = 20

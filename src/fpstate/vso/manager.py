@@ -116,6 +116,10 @@ class Manager:
         registers_only = convert(image, image.layout).image
         self.store(vso, registers_only.in_use, image.layout, copier(registers_only))
 
+    def check_use(self, vso: Vso, components: int) -> None:
+        """Refuse and count a use of components that a VSO may not have: raises PermissionDenied."""
+        self._check_permitted(components, vso.permitted, "used")
+
     def store(self, vso: Vso, in_use: int, source: Layout, copy: Copy) -> None:
         """Put a state into a buffer of just the right size; the earlier buffer goes back, scrubbed.
 

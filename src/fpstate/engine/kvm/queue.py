@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fpstate.arch.component import component_name, mask_text
+from fpstate.arch.component import mask_text
 from fpstate.engine.kvm.abi import EXIT_INTR
 from fpstate.engine.kvm.carrier import Carrier
 from fpstate.engine.kvm.guest import KvmGuest
 from fpstate.engine.kvm.opcode import LONGEST, denied_component
 from fpstate.engine.kvm.ticker import Ticker
 from fpstate.engine.kvm.trap import INVALID_OPCODE, SIMD_ERROR, X87_ERROR, Stop, Why, signal_of
-from fpstate.errors import FpStateError, PermissionDenied, PermissionRequestError, PoolExhausted, VsoError
+from fpstate.errors import FpStateError, PermissionRequestError, PoolExhausted, VsoError
 from fpstate.program.block import FINISHED, YIELD
 from fpstate.vso.scheduler import RunReport
 from fpstate.vso.vcpu import Exit, ExitKind
@@ -250,9 +250,8 @@ def _unexpected(stop: Stop, guest: KvmGuest) -> FpStateError:
 def _fault(stop: Stop, carrier: Carrier, guest: KvmGuest) -> Exit:
     if stop.vector == INVALID_OPCODE:
         component = denied_component(guest.memory.code(stop.rip, LONGEST), guest.xcr0)
-        if component is not None and not guest.vso.permitted >> component & 1:
-            message = f"{component_name(component)} was used, and only {mask_text(guest.vso.permitted)} is permitted"
-            raise PermissionDenied(component, message)
+        if component is not None:
+            carrier.exchange.manager.check_use(guest.vso, 1 << component)
     status, unmasked = _float_status(stop.vector, carrier.image)
     signal, code = signal_of(stop, status, unmasked)
     return Exit(
