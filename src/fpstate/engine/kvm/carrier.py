@@ -174,7 +174,8 @@ class CarrierPool:
         return mine
 
     def give_back(self, carrier: Carrier) -> None:
-        """Let others have a carrier."""
+        """Let others have a carrier; what it copied of its guests' states is wiped."""
+        carrier.image[:] = bytes(len(carrier.image))
         with self._changed:
             if carrier not in self._free:
                 self._free.append(carrier)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 
-from fpstate.arch.component import LEGACY, USER_SUPPORTED, Component, mask_of, mask_text
+from fpstate.arch.component import LEGACY, USER_DYNAMIC, USER_SUPPORTED, Component, mask_of, mask_text
 from fpstate.engine.kvm.arena import Arena
 from fpstate.engine.kvm.carrier import CarrierPool
 from fpstate.engine.kvm.cpuid import cr4_bits, leaf
@@ -25,6 +25,7 @@ from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import FpStateError, PoolExhausted, UnsupportedHere, VsoError
 from fpstate.program.block import Block
 from fpstate.program.load import Program
+from fpstate.vso.kernel_permission import request_from_kernel
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
 from fpstate.vso.vso import Vso
@@ -78,6 +79,7 @@ class KvmEngine:
         self.each = each
         self.limit_ns = max(1, int(timeout * 1e9)) if timeout else 0
         self.tick = tick_signal()
+        request_from_kernel(manager.permissions.mask(self.kind) & USER_DYNAMIC, self.kind)
         device = _open(None)
         closing: weakref.finalize[[], KvmEngine] = weakref.finalize(self, device.close)
         cpuid = device.supported_cpuid()

@@ -78,8 +78,9 @@ class Ticker:
 
     def arm(self, nanoseconds: int) -> None:
         """Tick once, so many nanoseconds from now, and not when it was to be before."""
-        self._time[2], self._time[3] = divmod(nanoseconds, _SECOND)
-        self._libc.timer_settime(self._timer, 0, self._time, None)
+        self._time[2], self._time[3] = divmod(max(1, nanoseconds), _SECOND)
+        if self._libc.timer_settime(self._timer, 0, self._time, None):
+            raise OSError(ctypes.get_errno(), "timer_settime failed")
 
     def forget(self) -> None:
         """Forget a tick that came. One still to come may be left: at worst it stops the next guest too early."""
