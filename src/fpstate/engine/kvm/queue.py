@@ -12,11 +12,10 @@ from fpstate.arch.component import mask_text
 from fpstate.engine.kvm.abi import EXIT_INTR
 from fpstate.engine.kvm.carrier import Carrier
 from fpstate.engine.kvm.guest import KvmGuest
-from fpstate.engine.kvm.opcode import LONGEST, denied_component
 from fpstate.engine.kvm.ticker import Ticker
-from fpstate.engine.kvm.trap import INVALID_OPCODE, SIMD_ERROR, X87_ERROR, Stop, Why, signal_of
-from fpstate.errors import FpStateError, PermissionRequestError, PoolExhausted, VsoError
-from fpstate.program.block import FINISHED, YIELD
+from fpstate.engine.kvm.trap import Stop, Why
+from fpstate.engine.kvm.verdict import exit_of, refusal
+from fpstate.errors import FpStateError, PoolExhausted, VsoError
 from fpstate.vso.scheduler import RunReport
 from fpstate.vso.vcpu import Exit, ExitKind
 
@@ -35,7 +34,6 @@ class KvmQueue:
     def __init__(self, engine: KvmEngine) -> None:
         self.engine = engine
         self._ready: deque[KvmGuest] = deque()
-        self._current: KvmGuest | None = None
         self._switches = self._preemptions = self._yields = self._saves = 0
         self._samples: deque[int] = deque(maxlen=_SAMPLES)
         self._left_at = 0
@@ -136,7 +134,7 @@ class KvmQueue:
             self._enter(ticker, carrier, guest, quantum_ns)
             self._settle(carrier, guest)
         except FpStateError as error:
-            guest.decide(_refusal(guest, error))
+            guest.decide(refusal(guest, error))
         except MemoryError:
             exhausted = PoolExhausted(f"no memory for {mask_text(guest.vso.in_use)} of {guest.name}")
             guest.decide(Exit(ExitKind.REFUSED, error=exhausted))
@@ -195,7 +193,7 @@ class KvmQueue:
             try:
                 self._settle(carrier, guest)
             except FpStateError as error:
-                guest.decide(_refusal(guest, error))
+                guest.decide(refusal(guest, error))
         if guest.ending:
             guest.end()
             self._drop(guest)
@@ -215,61 +213,14 @@ class KvmQueue:
         return guest.carrier
 
     def _exit_of(self, stop: Stop, carrier: Carrier, guest: KvmGuest) -> Exit | None:
-        rip = guest.relative(guest.context["rip"])
-        match stop.why:
-            case Why.UNEXPECTED:
-                return Exit(ExitKind.REFUSED, rip=rip, error=_unexpected(stop, guest))
-            case Why.FAULT:
-                return _fault(stop, carrier, guest)
-            case Why.LEFT if stop.operation != YIELD:
-                kind = ExitKind.FINISHED if stop.operation == FINISHED else ExitKind.FAILED
-                return Exit(kind, code=stop.operation)
-            case Why.LEFT:
-                self._yields += 1
-            case Why.PREEMPTED:
-                guest.preemptions += 1
-                self._preemptions += 1
+        ended = exit_of(stop, carrier, guest)
+        if ended:
+            return ended
+        if stop.why is Why.LEFT:
+            self._yields += 1
+        else:
+            guest.preemptions += 1
+            self._preemptions += 1
         if self.engine.limit_ns and guest.used_ns > self.engine.limit_ns:
-            return Exit(ExitKind.EXPIRED, rip=rip)
+            return Exit(ExitKind.EXPIRED, rip=guest.relative(guest.context["rip"]))
         return None
-
-
-def _refusal(guest: KvmGuest, error: FpStateError) -> Exit:
-    rip = guest.relative(guest.context["rip"]) if guest.space else 0
-    if isinstance(error, PermissionRequestError):
-        return Exit(ExitKind.DENIED, code=error.component, rip=rip, error=error)
-    return Exit(ExitKind.REFUSED, rip=rip, error=error)
-
-
-def _unexpected(stop: Stop, guest: KvmGuest) -> FpStateError:
-    return FpStateError(
-        f"{stop.reason} at {guest.relative(stop.rip):#x}, which no guest of this engine should cause"
-    )
-
-
-def _fault(stop: Stop, carrier: Carrier, guest: KvmGuest) -> Exit:
-    if stop.vector == INVALID_OPCODE:
-        component = denied_component(guest.memory.code(stop.rip, LONGEST), guest.xcr0)
-        if component is not None:
-            carrier.exchange.manager.check_use(guest.vso, 1 << component)
-    status, unmasked = _float_status(stop.vector, carrier.image)
-    signal, code = signal_of(stop, status, unmasked)
-    return Exit(
-        ExitKind.FAULT,
-        signal=signal,
-        si_code=code,
-        vector=stop.vector,
-        error_code=stop.error_code,
-        address=guest.relative(stop.address),
-        rip=guest.relative(stop.rip),
-    )
-
-
-def _float_status(vector: int, image: bytearray) -> tuple[int, int]:
-    """Return exception flags and which are unmasked, of the unit that raised #MF or #XM."""
-    if vector == X87_ERROR:
-        return int.from_bytes(image[2:4], "little"), ~int.from_bytes(image[0:2], "little")
-    if vector == SIMD_ERROR:
-        mxcsr = int.from_bytes(image[24:28], "little")
-        return mxcsr, ~(mxcsr >> 7)
-    return 0, 0
