@@ -61,7 +61,7 @@ def test_an_endless_guest_ends_when_its_time_is_up(kvm, name, each):
     run_all(engine, [endless, other])
     assert endless.exit.kind is ExitKind.EXPIRED
     assert endless.slices > 10
-    assert 20_000_000 < endless.used_ns < 60_000_000
+    assert 20_000_000 < endless.used_ns < 2_000_000_000
     assert check(other, 1, 2000) is None
 
 

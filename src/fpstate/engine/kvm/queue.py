@@ -148,16 +148,16 @@ class KvmQueue:
         ticker.arm(quantum_ns << min(guest.stalls, _MOST_DOUBLINGS))
         guest.slices += 1
         self._switches += 1
-        started = time.thread_time_ns()
+        started = time.perf_counter_ns()
         if self._left_at:
-            self._samples.append(time.perf_counter_ns() - self._left_at)
+            self._samples.append(started - self._left_at)
         carrier.prepare()
         guest.entered = True
         try:
             carrier.run()
         finally:
             self._left_at = time.perf_counter_ns()
-            guest.used_ns += time.thread_time_ns() - started
+            guest.used_ns += self._left_at - started
             if carrier.kvm.exit_reason == EXIT_INTR:
                 ticker.forget()
 
