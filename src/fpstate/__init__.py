@@ -15,6 +15,7 @@ from fpstate.errors import FpStateError, GuestOnlyComponentWarning
 from fpstate.image import Float80, Image, Mxcsr, Registers
 
 if TYPE_CHECKING:
+    from fpstate.engine.kvm.engine import KvmEngine
     from fpstate.engine.leak import audit
     from fpstate.engine.native import NativeEngine
     from fpstate.program import Program
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _LATER = {
     "Kind": "fpstate.vso",
+    "KvmEngine": "fpstate.engine.kvm.engine",
     "Manager": "fpstate.vso",
     "NativeEngine": "fpstate.engine.native",
     "Pool": "fpstate.vso",
@@ -40,6 +42,7 @@ __all__ = [
     "GuestOnlyComponentWarning",
     "Image",
     "Kind",
+    "KvmEngine",
     "Layout",
     "Manager",
     "Mxcsr",

@@ -35,9 +35,9 @@ def left(guest):
 def test_a_thousand_guests_share_two_kvm_vcpus_and_keep_every_register(kvm):
     """At least 10,000 preemptions; each canary compares every register with its own pattern, time and again."""
     engine = kvm(vcpus=2)
-    guests = [engine.vcpu(CANARY.load(), seed=seed, argument=14_000) for seed in range(1000)]
+    guests = [engine.vcpu(CANARY.load(), seed=seed, argument=20_000) for seed in range(1000)]
     report = run_all(engine, guests, processors=PROCESSORS)
-    assert [text for seed, guest in enumerate(guests) if (text := check(guest, seed, 14_000))] == []
+    assert [text for seed, guest in enumerate(guests) if (text := check(guest, seed, 20_000))] == []
     assert report.preemptions >= 10_000
     assert min(guest.preemptions for guest in guests) > 2
     assert engine.carriers.made <= 2
