@@ -10,6 +10,9 @@ here=$(cd "$(dirname "$0")" && pwd)
 folder=${4:-$here/../../build/emulated}
 limit=${FPSTATE_EMULATED_SECONDS:-1200}
 
+mkdir -p "$folder"
+exec 9>"$folder/lock"
+flock 9 # one run at a time: each puts its own package and tests in
 timeout -k 10 "$limit" "$here/prepare.sh" "$python" "$emulator" "$folder"
 folder=$(cd "$folder" && pwd)
 serial=$folder/serial-$emulator
