@@ -46,6 +46,24 @@ def test_the_report_is_the_native_one(kvm, native, name):
     assert str(here) == str(there)
 
 
+@pytest.mark.parametrize("each", [False, True], ids=["shared", "one each"])
+def test_a_breakpoint_is_not_lost_to_a_tick(kvm, each):
+    """Ticks come while KVM delivers #BP: most of these guests are new to KVM, and entering them takes long."""
+    engine = kvm(each=each)
+    guests = [engine.vcpu(FAULTS["breakpoint"].load()) for _ in range(150)]
+    run_all(engine, guests, quantum=40_000)
+    assert {str(guest.exit) for guest in guests} == {"SIGTRAP (vector 3) at 0x1, address 0x1"}
+
+
+def test_a_guest_that_spins_behind_a_breakpoint_leaves_room_for_others(kvm, assemble):
+    engine = kvm(vcpus=1, timeout=0.1)
+    spinning = engine.vcpu(assemble("jmp 1f; int3; 1: jmp 1b"))
+    other = engine.vcpu(CANARY.load(), seed=1, argument=1000)
+    run_all(engine, [spinning, other])
+    assert spinning.exit.kind is ExitKind.EXPIRED
+    assert check(other, 1, 1000) is None
+
+
 def test_a_system_call_reaches_nobody(kvm):
     end = run_one(kvm(), FAULTS["system_call"].load()).exit
     assert end.kind is ExitKind.FAULT

@@ -40,6 +40,7 @@ class KvmGuest:
         self.preemptions = 0
         self.slack = 0
         self.stalls = 0
+        self.stays = 0
         self.used_ns = 0
 
     @property

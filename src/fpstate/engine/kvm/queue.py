@@ -13,7 +13,7 @@ from fpstate.engine.kvm.abi import EXIT_INTR
 from fpstate.engine.kvm.carrier import Carrier
 from fpstate.engine.kvm.guest import KvmGuest
 from fpstate.engine.kvm.ticker import Ticker
-from fpstate.engine.kvm.trap import Stop, Why
+from fpstate.engine.kvm.trap import Stop, Why, behind_breakpoint
 from fpstate.engine.kvm.verdict import exit_of, refusal
 from fpstate.errors import FpStateError, PoolExhausted, VsoError
 from fpstate.vso.scheduler import RunReport
@@ -26,6 +26,8 @@ _BUDGET_NS = 20_000_000
 _SHORTEST_NS = 10_000
 _SAMPLES = 1 << 16
 _MOST_DOUBLINGS = 8
+_MOST_STAYS = 4
+"""How often in a row a guest keeps its KVM vCPU, for the sake of an exception that KVM would not tell."""
 
 
 class KvmQueue:
@@ -80,6 +82,8 @@ class KvmQueue:
                     ended = self._slice(ticker, carrier, min(quantum_ns, max(left, _SHORTEST_NS)))
                     if ended:
                         return ended
+                    if self._ready[0].stays:
+                        continue
                     if left <= 0 or (max_slices and self._switches >= last):
                         break
             return None
@@ -142,7 +146,7 @@ class KvmQueue:
     def _enter(self, ticker: Ticker, carrier: Carrier, guest: KvmGuest, quantum_ns: int) -> None:
         if guest.entered:
             raise VsoError(f"{guest.name} was interrupted while its state was saved after an interrupt")
-        if carrier.resident is not guest or guest.changed or not self.engine.each:
+        if carrier.resident is not guest or guest.changed or not (self.engine.each or guest.stays):
             carrier.load(guest)
             guest.changed = False
         ticker.arm(quantum_ns << min(guest.stalls, _MOST_DOUBLINGS))
@@ -169,6 +173,8 @@ class KvmQueue:
         # Entering takes longer than a short quantum where KVM has page tables to shadow: each needs time to get on.
         stalled = stop.why is Why.PREEMPTED and guest.context.general == before
         guest.stalls = guest.stalls + 1 if stalled else 0
+        staying = stop.why is Why.PREEMPTED and behind_breakpoint(guest.context, guest.memory)
+        guest.stays = guest.stays + 1 if staying and guest.stays < _MOST_STAYS else 0
         guest.slack = guest.slack + 1 if slack else 0
         ended = self._exit_of(stop, carrier, guest)
         if ended:
@@ -184,7 +190,8 @@ class KvmQueue:
             guest.end()
             self._drop(guest)
             return guest
-        self._ready.rotate(-1)
+        if not guest.stays:
+            self._ready.rotate(-1)
         return None
 
     def _recover(self, carrier: Carrier | None, guest: KvmGuest) -> None:

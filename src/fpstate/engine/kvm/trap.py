@@ -42,6 +42,10 @@ _FLOAT_CODES: Final = ((0x01, 7), (0x04, 3), (0x08, 4), (0x12, 5), (0x20, 6))
 """Exception flags to FPE_FLTINV, FLTDIV, FLTOVF, FLTUND (denormals too), FLTRES (fpu__exception_code)."""
 
 
+_BREAKPOINTS: Final = (b"\xcc", b"\xcd\x03")
+"""INT3, and INT 3."""
+
+
 class Why(enum.Enum):
     """What stopped a guest."""
 
@@ -84,6 +88,16 @@ def read_stop(exit_reason: int, io: tuple[int, int, int, int], context: Context,
             return _exception(vector, context, space)
     name = EXITS.get(exit_reason, str(exit_reason))
     return Stop(Why.UNEXPECTED, rip=context["rip"], reason=f"KVM_EXIT_{name}")
+
+
+def behind_breakpoint(context: Context, space: GuestSpace) -> bool:
+    """Whether a guest that was preempted may be about to take the #BP of an INT3.
+
+    KVM_GET_VCPU_EVENTS does not tell #BP, as rip is expected to be the instruction's until it is delivered
+    (kvm_exception_is_soft). A KVM that moves rip on at once would lose it with the vCPU's registers.
+    """
+    rip = context["rip"]
+    return any(space.code(rip - len(code), len(code)) == code for code in _BREAKPOINTS)
 
 
 def signal_of(stop: Stop, status: int, unmasked: int) -> tuple[str, int]:
