@@ -253,7 +253,7 @@ def test_guests_of_random_bytes_end_alone(kvm):
     assert engine.manager.statistics().contexts == 0
 
 
-def test_an_exit_that_nobody_expects_is_told_and_ends_the_guest_alone(kvm, monkeypatch):
+def test_an_exit_that_nobody_expects_is_told_and_ends_the_guest_alone(kvm):
     """A page table root of zeros: no handler can run, and KVM gives up on the vCPU."""
     engine = kvm(vcpus=1)
     broken = engine.vcpu(CANARY.load(), seed=1, argument=2000)
@@ -263,6 +263,21 @@ def test_an_exit_that_nobody_expects_is_told_and_ends_the_guest_alone(kvm, monke
     assert broken.exit.kind is ExitKind.REFUSED
     assert any(f"KVM_EXIT_{name} at" in str(broken.exit) for name in EXITS.values())
     assert check(good, 2, 2000) is None
+
+
+def test_a_guest_that_shuts_down_does_not_take_the_next_one_with_it(kvm):
+    """A tick between the third fault and its delivery leaves it pending in the KVM vCPU."""
+    engine = kvm(vcpus=1)
+    guests = []
+    for seed in range(60):
+        broken = engine.vcpu(CANARY.load(), seed=seed, argument=200)
+        broken.memory.piece.write(0, bytes(4096))
+        guests += [broken, engine.vcpu(CANARY.load(), seed=seed, argument=200)]
+    run_all(engine, guests, quantum=50_000)
+    if not engine.carriers.borrow(0).kvm.machine.device.capability("KVM_CAP_X86_TRIPLE_FAULT_EVENT"):
+        pytest.skip("KVM_CAP_X86_TRIPLE_FAULT_EVENT (Linux 6.0)")
+    assert {guest.exit.kind for guest in guests[::2]} == {ExitKind.REFUSED}
+    assert [check(guest, seed, 200) for seed, guest in enumerate(guests[1::2])] == [None] * 60
 
 
 def test_a_state_that_the_kernel_refuses_ends_the_guest_alone(kvm):

@@ -33,6 +33,7 @@ IOCTLS = {
     "KVM_SET_VCPU_EVENTS": 0x4040AEA0,
     "KVM_GET_DEBUGREGS": 0x8080AEA1,
     "KVM_SET_DEBUGREGS": 0x4080AEA2,
+    "KVM_ENABLE_CAP": 0x4068AEA3,
     "KVM_GET_XSAVE": 0x9000AEA4,
     "KVM_SET_XSAVE": 0x5000AEA5,
     "KVM_GET_XCRS": 0x8188AEA6,
@@ -57,6 +58,7 @@ CAPABILITIES = {
     "KVM_CAP_IMMEDIATE_EXIT": 136,
     "KVM_CAP_XSAVE2": 208,
     "KVM_CAP_SYS_ATTRIBUTES": 209,
+    "KVM_CAP_X86_TRIPLE_FAULT_EVENT": 218,
 }
 
 XCOMP_GUEST_SUPP = 0
@@ -66,6 +68,10 @@ XSAVE_SIZE = 4096
 """struct kvm_xsave without its flexible end; what KVM_CAP_XSAVE2 = 0 means (Documentation/virt/kvm/api.rst 4.42)."""
 REGS_SIZE, SREGS_SIZE, FPU_SIZE, XCRS_SIZE = 144, 312, 416, 392
 EVENTS_SIZE, DEBUGREGS_SIZE = 64, 128
+EVENTS_FLAGS, VALID_TRIPLE_FAULT = 20, 0x20
+"""Offset of flags in struct kvm_vcpu_events, and KVM_VCPUEVENT_VALID_TRIPLE_FAULT in them."""
+ENABLE_CAP = struct.Struct("<IIQ88x")
+"""struct kvm_enable_cap: cap, flags, the first argument."""
 
 MEMORY_REGION = struct.Struct("<IIQQQ")
 """struct kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr."""

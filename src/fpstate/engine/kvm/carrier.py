@@ -7,6 +7,7 @@ from collections import deque
 from typing import Protocol
 
 from fpstate.engine.kvm.abi import (
+    EVENTS_FLAGS,
     EXIT_INTR,
     EXIT_IO,
     REGS_SIZE,
@@ -20,6 +21,7 @@ from fpstate.engine.kvm.abi import (
     SYNC_EVENTS,
     SYNC_REGS,
     SYNC_SREGS,
+    VALID_TRIPLE_FAULT,
 )
 from fpstate.engine.kvm.context import APIC_BASE, EVENTS, SIZE, SREGS, Context
 from fpstate.engine.kvm.exchange import Exchange
@@ -32,6 +34,7 @@ SYNC_ALL = SYNC_REGS | SYNC_SREGS | SYNC_EVENTS
 _REASON = slice(RUN_EXIT_REASON, RUN_EXIT_REASON + 4)
 _DIRTY = slice(RUN_DIRTY_REGS, RUN_DIRTY_REGS + 8)
 _SYNC = slice(RUN_SYNC, RUN_SYNC + SIZE)
+_EVENTS_FLAGS = EVENTS + EVENTS_FLAGS
 _STOPPED_EARLY = EXIT_INTR.to_bytes(4, "little")
 
 
@@ -66,6 +69,9 @@ class Carrier:
         if self.synced:
             self.kvm.shared[RUN_VALID_REGS : RUN_VALID_REGS + 8] = SYNC_ALL.to_bytes(8, "little")
         self._apic_base = self._fresh_apic_base()
+        # Else a shutdown that one guest was about to have would be the next one's.
+        triple_fault = machine.enable("KVM_CAP_X86_TRIPLE_FAULT_EVENT")
+        self._events_valid = VALID_TRIPLE_FAULT if triple_fault else 0
 
     def load(self, guest: Carried) -> None:
         """Put a guest's whole state into the vCPU, over all that the one before left.
@@ -120,6 +126,7 @@ class Carrier:
 
     def _put(self, data: bytearray) -> None:
         data[APIC_BASE] = self._apic_base
+        data[_EVENTS_FLAGS] |= self._events_valid
         if self.synced:
             self.kvm.shared[_SYNC] = bytes(data)
             self.kvm.shared[_DIRTY] = SYNC_ALL.to_bytes(8, "little")

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from fpstate.engine.kvm.abi import (
+    CAPABILITIES,
     CPUID_ENTRY,
     CPUID_HEADER,
     DEBUGREGS_SIZE,
+    ENABLE_CAP,
     EVENTS_SIZE,
     EXIT_INTR,
     FPU_SIZE,
@@ -59,6 +61,14 @@ class Machine:
         """Let guest-physical memory be memory of this process, which must outlive the machine; size 0 unmaps it."""
         region = MEMORY_REGION.pack(slot, flags, guest_address, size, address)
         ioctl(self.file, "KVM_SET_USER_MEMORY_REGION", bytearray(region))
+
+    def enable(self, capability: str) -> bool:
+        """KVM_ENABLE_CAP with the argument 1; whether KVM has this capability."""
+        known = self.device.capability(capability) > 0
+        if known:
+            argument = ENABLE_CAP.pack(CAPABILITIES[capability], 0, 1)
+            ioctl(self.file, "KVM_ENABLE_CAP", bytearray(argument))
+        return known
 
     def allow_mmu_pages(self, count: int) -> None:
         """KVM_SET_NR_MMU_PAGES: how many pages of its own KVM may keep for the guests' address spaces."""
