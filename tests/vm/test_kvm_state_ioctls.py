@@ -14,10 +14,14 @@ from supervisor_guest import CR4, CR4_PKE, SupervisorGuest
 
 from fpstate.arch import Component, Layout, mask_of
 from fpstate.engine.kvm.abi import FPU_SIZE, XSAVE_SIZE
+from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import ioctl
+from fpstate.engine.kvm.prediction import Action
+from fpstate.engine.kvm.transfer import load
 from fpstate.errors import KvmError
 from fpstate.image import Image
 from fpstate.testing import random_image
+from fpstate.vso.guest_state import GuestState, PkruPolicy
 
 LEGACY = 3
 X87, SSE, PKRU = 1, 2, mask_of(Component.PKRU)
@@ -167,6 +171,20 @@ def test_a_pkru_that_was_kept_is_not_given_back_before_the_guest_has_run(pkru_gu
     assert pkru_guest.run("xgetbv").reason == "done"
     assert xstate_bv(vcpu) & PKRU
     assert image_of(vcpu, layout).registers["pkru"] == 0x5554
+
+
+@pytest.mark.parametrize("has_run", [True, False], ids=["after a run", "before any"])
+def test_a_load_that_keeps_pkru_is_exact(pkru_guest, vcpu, layout, cpu, supported, has_run):
+    image = Image.initial(layout)
+    image.registers["pkru"] = 0x5554
+    vcpu.set_xsave(payload(vcpu, image))
+    if has_run:
+        assert pkru_guest.run("xgetbv").reason == "done"
+    there = Destination.of(vcpu, supported_xcr0=supported)
+    state = GuestState(Image.initial(layout), supported, cpu, pkru=PkruPolicy.KEEP)
+    report = load(vcpu, state, destination=there)
+    assert dict(report.prediction.actions)[Component.PKRU] is Action.KEPT
+    assert pkru_guest.run("rdpkru").eax == 0x5554
 
 
 def test_a_pkru_of_0_is_shown_as_in_use_once_the_guest_has_run(pkru_guest, vcpu, layout):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fpstate.arch.component import SUPERVISOR_SUPPORTED, Component, component_name, components_in, mask_of
@@ -28,7 +28,7 @@ from fpstate.image.convert import convert
 from fpstate.image.difference import Difference, differences
 from fpstate.image.image import Image
 from fpstate.image.subject import SOFTWARE_AT
-from fpstate.vso.guest_state import GuestState, PkruPolicy
+from fpstate.vso.guest_state import GuestState, PkruPolicy, with_pkru
 
 _SOFTWARE: Final = slice(SOFTWARE_AT, 512)
 _PKRU: Final = mask_of(Component.PKRU)
@@ -120,6 +120,7 @@ def load(
         if told != there:  # KVM has changes of its own
             there, prediction = told, _accepted(state, told, allow_loss)
     before = vcpu.xsave(), vcpu.xcr0(), read_msrs(vcpu, there)
+    prediction = _keeping_pkru(prediction, before[0])
     try:
         _write(vcpu, prediction)
     except KvmError:
@@ -129,6 +130,20 @@ def load(
     if not report.exact:
         raise LoadMismatch("loaded, but read back otherwise: " + "; ".join(report.problems()), report)
     return report
+
+
+def _keeping_pkru(prediction: Prediction, earlier: bytearray) -> Prediction:
+    """Let the payload state the PKRU that the vCPU keeps: left out, KVM keeps it and does not give it back.
+
+    KVM_GET_XSAVE would have bit 9 clear and zeros until the guest has run, and who saves by then would lose it.
+    """
+    layout = prediction.destination.layout
+    old = Image(earlier[: layout.size], layout)
+    if dict(prediction.actions).get(Component.PKRU) is not Action.KEPT or not old.xstate_bv & _PKRU:
+        return prediction
+    assert prediction.payload is not None
+    image = with_pkru(Image(bytearray(prediction.payload[: layout.size]), layout), old.registers["pkru"])
+    return replace(prediction, payload=image.to_bytes() + prediction.payload[layout.size :])
 
 
 def _accepted(state: GuestState, there: Destination, allow_loss: int) -> Prediction:
