@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 from guest_cpuid import components_of, with_components
@@ -19,7 +20,7 @@ Restrict = Callable[[int], bytearray]
 
 
 @pytest.fixture(scope="session")
-def device() -> Iterator[Device]:
+def device(core: ModuleType) -> Iterator[Device]:
     try:
         device = Device()
     except UnsupportedHere as error:

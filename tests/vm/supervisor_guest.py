@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fpstate import _core
 from fpstate.engine.kvm.abi import (
     EXIT_IO,
     EXITS,
@@ -93,6 +92,8 @@ class SupervisorGuest:
     """One vCPU at CPL 0 with memory of its own; close it before its machine."""
 
     def __init__(self, machine: Machine, vcpu: KvmVcpu, *, slot: int = 0) -> None:
+        from fpstate import _core
+
         self.vcpu = vcpu
         self.memory = _core.Memory(MEMORY)
         self._fill()
@@ -167,5 +168,7 @@ class SupervisorGuest:
 
 def emulated_by_tcg() -> bool:
     """Whether this machine's processor is QEMU's TCG, by its brand string."""
+    from fpstate import _core
+
     words = (word for leaf in BRAND for word in _core.cpuid(leaf))
     return b"QEMU TCG" in b"".join(word.to_bytes(4, "little") for word in words)
