@@ -58,6 +58,22 @@ def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], wipe: bo
 def bench_pairs(image: Buffer, rounds: int, /) -> int:
     """Return the nanoseconds of ``rounds`` times XSAVEC to one buffer and XRSTOR from another, in turn."""
 
+def bench_slots(image: Buffer, count: int, /) -> object:
+    """Return ``count`` slots, on transparent huge pages, each with the compacted image of what ``image`` holds.
+
+    For measurements alone. Raises RestoreFault, ImageError, UnsupportedHere where there is no XSAVEC.
+    """
+
+def bench_walk(slots: object, way: str, order: Buffer, start: int, steps: int, /) -> int:
+    """Return the nanoseconds of a walk from slot ``order[start]`` over the next ``steps`` of u32 ``order``.
+
+    At each step ``xsavec`` and ``fxsave`` save the slot behind and restore the one ahead, by that instruction;
+    ``read`` reads one word of each cache line that the image ahead uses. Raises ValueError.
+    """
+
+def bench_size(slots: object, /) -> tuple[int, int]:
+    """Return the distance of two slots in bytes, and the cache lines that an image in them uses."""
+
 def ptrace_snapshot(
     pid: int, capacity: int, limit_ns: int, /
 ) -> tuple[list[tuple[int, bytes | None, int, bytes]], int, int]:

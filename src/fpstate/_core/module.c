@@ -245,7 +245,8 @@ static int core_exec(PyObject *module)
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value))
             return -1;
-    if (PyModule_AddFunctions(module, ptrace_methods) || PyModule_AddFunctions(module, bulk_methods))
+    if (PyModule_AddFunctions(module, ptrace_methods) || PyModule_AddFunctions(module, bulk_methods) ||
+        PyModule_AddFunctions(module, bench_methods))
         return -1;
     return add_type(module, "Slab", &slab_spec, NULL) || add_type(module, "Memory", &memory_spec, NULL) ||
                    add_type(module, "Vcpu", &vcpu_spec, remember_vcpu_type) ||
