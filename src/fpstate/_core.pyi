@@ -58,10 +58,10 @@ def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], wipe: bo
 def bench_pairs(image: Buffer, rounds: int, /) -> int:
     """Return the nanoseconds of ``rounds`` times XSAVEC to one buffer and XRSTOR from another, in turn."""
 
-def bench_slots(image: Buffer, count: int, /) -> object:
-    """Return ``count`` slots, on transparent huge pages, each with the compacted image of what ``image`` holds.
+def bench_slots(image: Buffer, count: int, other: Buffer = ..., /) -> object:
+    """Return ``count`` slots, on transparent huge pages, with compacted images of what ``image`` holds.
 
-    For measurements alone. Raises RestoreFault, ImageError, UnsupportedHere where there is no XSAVEC.
+    Every second slot has ``other``, where there is one. For measurements alone. Raises RestoreFault, ImageError, UnsupportedHere where there is no XSAVEC.
     """
 
 def bench_walk(slots: object, way: str, order: Buffer, start: int, steps: int, /) -> int:

@@ -89,8 +89,8 @@ static struct slots *slots_map(size_t count)
     return slots;
 }
 
-/* Make the first slot what XSAVEC makes of the image; -1 where XRSTOR refuses it. */
-static int slots_begin(struct slots *slots, const Py_buffer *image)
+/* Make a slot what XSAVEC makes of the image; -1 where XRSTOR refuses it. */
+static int slot_fill(char *slot, const Py_buffer *image)
 {
     uint64_t mask = processor()->managed_mask;
     size_t area = (processor()->area_size + LINE - 1) / LINE * LINE;
@@ -103,7 +103,7 @@ static int slots_begin(struct slots *slots, const Py_buffer *image)
     memcpy(from, image->buf, (size_t)image->len);
     uint32_t mxcsr = mxcsr_read();
     uint16_t fcw = fcw_read();
-    int refused = xstate_exchange(from, slots->first, mask, mask, 1);
+    int refused = xstate_exchange(from, slot, mask, mask, 1);
     xstate_restore(initial_image(), mask);
     control_words_write(mxcsr, fcw);
     signals_release();
@@ -111,39 +111,51 @@ static int slots_begin(struct slots *slots, const Py_buffer *image)
     return refused;
 }
 
-/* bench_slots(image, count) */
-static PyObject *core_bench_slots(PyObject *module, PyObject *args)
+/* Fill the slots with the images by turns; NULL with an error set. */
+static struct slots *slots_new(const Py_buffer *images, size_t image_count, size_t count)
 {
-    (void)module;
-    Py_buffer image;
-    Py_ssize_t count;
-    if (!PyArg_ParseTuple(args, "y*n:bench_slots", &image, &count))
-        return NULL;
-    if (!processor()->xsavec || (size_t)image.len > processor()->area_size || count < 1) {
-        PyBuffer_Release(&image);
-        if (!processor()->xsavec)
-            raise_error("UnsupportedHere", "XSAVEC (CPUID.(0DH,1):EAX[1])");
-        else
-            raise_error("ImageError", "the image is longer than any of this processor, or no slot is asked for");
+    struct slots *slots = slots_map(count);
+    if (!slots) {
+        PyErr_NoMemory();
         return NULL;
     }
-    struct slots *slots = slots_map((size_t)count);
-    int refused = slots ? slots_begin(slots, &image) : 0;
-    PyBuffer_Release(&image);
-    if (!slots)
-        return PyErr_NoMemory();
-    if (refused) {
-        slots_free(slots);
-        raise_error("RestoreFault", "XRSTOR raised #GP: the processor refuses this image");
-        return NULL;
-    }
-    for (size_t i = 1; i < slots->count; i++)
-        memcpy(slots->first + i * slots->stride, slots->first, slots->stride);
+    for (size_t i = 0; i < image_count && i < count; i++)
+        if (slot_fill(slots->first + i * slots->stride, &images[i])) {
+            slots_free(slots);
+            raise_error("RestoreFault", "XRSTOR raised #GP: the processor refuses this image");
+            return NULL;
+        }
+    for (size_t i = image_count; i < count; i++)
+        memcpy(slots->first + i * slots->stride, slots->first + i % image_count * slots->stride, slots->stride);
     uint64_t xstate_bv;
     memcpy(&xstate_bv, slots->first + HEADER_AT, sizeof xstate_bv);
     note_used_lines(slots, xstate_bv);
-    PyObject *capsule = PyCapsule_New(slots, SLOTS, slots_destroy);
-    if (!capsule)
+    return slots;
+}
+
+/* bench_slots(image, count, other=None) */
+static PyObject *core_bench_slots(PyObject *module, PyObject *args)
+{
+    (void)module;
+    Py_buffer images[2] = {{0}, {0}};
+    Py_ssize_t count;
+    if (!PyArg_ParseTuple(args, "y*n|y*:bench_slots", &images[0], &count, &images[1]))
+        return NULL;
+    size_t limit = processor()->area_size;
+    struct slots *slots = NULL;
+    if (!processor()->xsavec)
+        raise_error("UnsupportedHere", "XSAVEC (CPUID.(0DH,1):EAX[1])");
+    else if ((size_t)images[0].len > limit || (size_t)images[1].len > limit)
+        raise_error("ImageError", "the image is longer than any that this processor can hold");
+    else if (count < 1)
+        PyErr_SetString(PyExc_ValueError, "at least one slot");
+    else
+        slots = slots_new(images, images[1].obj ? 2 : 1, (size_t)count);
+    PyBuffer_Release(&images[0]);
+    if (images[1].obj)
+        PyBuffer_Release(&images[1]);
+    PyObject *capsule = slots ? PyCapsule_New(slots, SLOTS, slots_destroy) : NULL;
+    if (slots && !capsule)
         slots_free(slots);
     return capsule;
 }
