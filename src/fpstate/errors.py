@@ -33,6 +33,10 @@ class UnsupportedHere(FpStateError):
         self.missing = missing
 
 
+class SettingError(FpStateError):
+    """An environment variable holds what it cannot."""
+
+
 class UnknownCpu(FpStateError):
     """No processor of that name in the catalog."""
 

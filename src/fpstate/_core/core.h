@@ -28,6 +28,16 @@ struct fault {
 struct carrier;
 struct queue;
 
+/* Where an area has its components, for the cores' assembly. */
+struct arrangement {
+    uint64_t xcomp_bv; /* 0: standard format */
+    uint64_t room;     /* components that the area has room for */
+    uint64_t managed;  /* components that a load covers, so that absent ones are initialised */
+    uint64_t moves;    /* components that the fast core has moves for; the rest go through XSAVE-family instructions */
+    uint32_t avx, opmask, zmm_hi256, hi16_zmm; /* bytes from the start of the area */
+    uint32_t mxcsr_mask, mxcsr_reserved;
+};
+
 struct vcpu {
     void *exit_routine;
     uint64_t gpr[16];
@@ -43,6 +53,7 @@ struct vcpu {
     uint32_t exit_kind;
     uint64_t tsc_enter;
     uint64_t tsc_leave;
+    struct arrangement arrangement; /* of fpstate */
 
     struct fault fault;
     uint32_t pkru;
@@ -66,8 +77,11 @@ struct carrier {
     uint64_t full_mask;
     uint64_t host_fs;
     uint32_t flags;
-
     uint32_t host_mxcsr;
+    void *store;   /* the fast core's, else NULL */
+    void *load;    /* likewise */
+    uint64_t live; /* what may be in use in the registers when the next guest is entered */
+
     uint32_t host_pkru;
     uint16_t host_fcw;
     uint64_t host_gs;
@@ -94,11 +108,25 @@ ASSERT_AT(vcpu, spilled, VCPU_SPILLED);
 ASSERT_AT(vcpu, exit_kind, VCPU_EXIT_KIND);
 ASSERT_AT(vcpu, tsc_enter, VCPU_TSC_ENTER);
 ASSERT_AT(vcpu, tsc_leave, VCPU_TSC_LEAVE);
+ASSERT_AT(vcpu, arrangement, VCPU_ARRANGEMENT);
 ASSERT_AT(carrier, vcpu, CARRIER_VCPU);
 ASSERT_AT(carrier, spill, CARRIER_SPILL);
 ASSERT_AT(carrier, full_mask, CARRIER_FULL_MASK);
 ASSERT_AT(carrier, host_fs, CARRIER_HOST_FS);
 ASSERT_AT(carrier, flags, CARRIER_FLAGS);
+ASSERT_AT(carrier, store, CARRIER_STORE);
+ASSERT_AT(carrier, load, CARRIER_LOAD);
+ASSERT_AT(carrier, live, CARRIER_LIVE);
+ASSERT_AT(arrangement, xcomp_bv, ARRANGEMENT_XCOMP_BV);
+ASSERT_AT(arrangement, room, ARRANGEMENT_ROOM);
+ASSERT_AT(arrangement, managed, ARRANGEMENT_MANAGED);
+ASSERT_AT(arrangement, moves, ARRANGEMENT_MOVES);
+ASSERT_AT(arrangement, avx, ARRANGEMENT_AVX);
+ASSERT_AT(arrangement, opmask, ARRANGEMENT_OPMASK);
+ASSERT_AT(arrangement, zmm_hi256, ARRANGEMENT_ZMM_HI256);
+ASSERT_AT(arrangement, hi16_zmm, ARRANGEMENT_HI16_ZMM);
+ASSERT_AT(arrangement, mxcsr_mask, ARRANGEMENT_MXCSR_MASK);
+ASSERT_AT(arrangement, mxcsr_reserved, ARRANGEMENT_MXCSR_RESERVED);
 
 /* trampoline.S: into a guest and out of it. Every label below lies in one stretch of text. */
 uint32_t vcpu_enter(struct vcpu *vcpu, struct carrier *carrier);
@@ -128,8 +156,11 @@ struct processor {
     uint32_t mxcsr_mask;
     struct {
         uint32_t size, offset, compact_offset; /* the latter in the compacted image of everything managed */
+        bool aligned;                          /* to 64 bytes in the compacted format */
     } component[63];
     bool xsavec, xgetbv1, pkru, fsgsbase;
+    bool avx, avx512;       /* instructions that the fast core's moves need; XCR0 decides too */
+    bool pointers_restored; /* FXSAVE and XSAVE keep FOP, FIP, FDP apart even where no exception is pending */
 };
 const struct processor *processor(void);
 void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);

@@ -17,6 +17,7 @@
 #define VCPU_EXIT_KIND    204
 #define VCPU_TSC_ENTER    208
 #define VCPU_TSC_LEAVE    216
+#define VCPU_ARRANGEMENT  224
 
 #define VCPU_REG(n) (VCPU_GPR + 8 * (n))
 #define REG_N_RAX 0
@@ -34,11 +35,26 @@
 #define CARRIER_FULL_MASK  16
 #define CARRIER_HOST_FS    24
 #define CARRIER_FLAGS      32
+#define CARRIER_STORE      40
+#define CARRIER_LOAD       48
+#define CARRIER_LIVE       56
 
 /* carrier flags */
 #define CARRIER_COMPACT 1 /* XSAVEC and XGETBV(1) are there; else XSAVE into the spill area */
 #define CARRIER_TIMING  2 /* note the time stamp counter around the guest */
 #define CARRIER_PKRU    4 /* the kernel has protection keys on */
+
+/* struct arrangement: where an area has its components */
+#define ARRANGEMENT_XCOMP_BV        0
+#define ARRANGEMENT_ROOM            8
+#define ARRANGEMENT_MANAGED        16
+#define ARRANGEMENT_MOVES          24
+#define ARRANGEMENT_AVX            32
+#define ARRANGEMENT_OPMASK         36
+#define ARRANGEMENT_ZMM_HI256      40
+#define ARRANGEMENT_HI16_ZMM       44
+#define ARRANGEMENT_MXCSR_MASK     48
+#define ARRANGEMENT_MXCSR_RESERVED 52
 
 /* why a guest left (vcpu.exit_kind) */
 #define EXIT_NONE      0

@@ -15,6 +15,8 @@
 enum { LEAF_FEATURES = 1, LEAF_STRUCTURED = 7, LEAF_XSTATE = 0xD };
 enum { OSXSAVE_ECX1 = 1 << 27, OSPKE_ECX7 = 1 << 4, XSAVEC_EAX = 1 << 1, XGETBV1_EAX = 1 << 2 };
 enum { ALIGN64_ECX = 1 << 1 };
+enum { AVX_ECX1 = 1 << 28, AVX512F_EBX7 = 1 << 16, AVX512BW_EBX7 = 1 << 30, LEAF_AMD_EXTENDED = 0x80000008u };
+enum { POINTERS_EBX = 1 << 2, INTEL_EBX0 = 0x756E6547 };
 enum { MXCSR_MASK_AT = 28, MXCSR_MASK_DEFAULT = 0xFFBF };
 
 static struct processor found;
@@ -60,7 +62,8 @@ static void find_components(void)
             standard = leaf[0] + leaf[1];
         if (i == PKRU_BIT)
             continue;
-        if (leaf[2] & ALIGN64_ECX)
+        found.component[i].aligned = leaf[2] & ALIGN64_ECX;
+        if (found.component[i].aligned)
             compact = (compact + 63) & ~63u;
         found.component[i].compact_offset = compact;
         compact += leaf[0];
@@ -68,19 +71,33 @@ static void find_components(void)
     found.area_size = standard > compact ? standard : compact;
 }
 
+/* AMD before Zen keeps another context's FOP, FIP and FDP where no exception is pending (CVE-2006-1056). */
+static bool pointers_restored(void)
+{
+    uint32_t leaf[4];
+    cpuid(0, 0, leaf);
+    if (leaf[1] == INTEL_EBX0)
+        return true;
+    cpuid(LEAF_AMD_EXTENDED, 0, leaf);
+    return leaf[1] & POINTERS_EBX;
+}
+
 static void find(void)
 {
     uint32_t leaf[4];
+    found.pointers_restored = pointers_restored();
     found.mxcsr_mask = read_mxcsr_mask();
     found.fsgsbase = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
     cpuid(LEAF_FEATURES, 0, leaf);
     if (!(leaf[2] & OSXSAVE_ECX1))
         return;
+    found.avx = leaf[2] & AVX_ECX1;
     found.xcr0 = xgetbv(0);
     found.managed_mask = found.xcr0 & ~(1ull << PKRU_BIT);
     find_components();
     cpuid(LEAF_STRUCTURED, 0, leaf);
     found.pkru = leaf[2] & OSPKE_ECX7;
+    found.avx512 = (leaf[1] & AVX512F_EBX7) && (leaf[1] & AVX512BW_EBX7);
     cpuid(LEAF_XSTATE, 1, leaf);
     found.xsavec = leaf[0] & XSAVEC_EAX;
     found.xgetbv1 = leaf[0] & XGETBV1_EAX;

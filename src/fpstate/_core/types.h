@@ -7,12 +7,13 @@
 
 #include "core.h"
 
-extern PyType_Spec slab_spec, memory_spec, vcpu_spec, queue_spec;
-extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[];
+extern PyType_Spec slab_spec, memory_spec, vcpu_spec, queue_spec, context_spec;
+extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], switch_methods[];
 
 struct vcpu *vcpu_of(PyObject *object); /* no check: for objects known to be vCPUs */
 bool is_vcpu(PyObject *object);
 int remember_vcpu_type(PyObject *type);
+int remember_context_type(PyObject *type);
 
 /* an error of fpstate.errors by name, with one message argument */
 void raise_error(const char *name, const char *message);

@@ -1,0 +1,191 @@
+/* Save, load, switch, park. Compiled with general registers only: a state may be live in the others. */
+#include "context.h"
+#include "cores.h"
+#include "pack.h"
+#include "shelf.h"
+
+#include <errno.h>
+
+enum { LINE = 64, LINES_AHEAD_OF_PACKED = 4, DISTANCE = 2 };
+
+static struct shelf areas = {.huge = true};
+
+int context_init(struct context *context)
+{
+    int error = core_ready();
+    if (error)
+        return error;
+    areas.stride = shelf_stride(processor()->area_size);
+    *context = (struct context){0};
+    return initial_image() ? 0 : ENOMEM;
+}
+
+static void forget(struct context *context)
+{
+    if (context->area)
+        shelf_give(&areas, context->area);
+    if (context->packed)
+        packed_free(context->packed);
+    *context = (struct context){0};
+}
+
+void context_destroy(struct context *context)
+{
+    forget(context);
+}
+
+size_t context_size(const struct context *context)
+{
+    return (context->area ? areas.stride : 0) + (context->packed ? packed_size(context->packed) : 0);
+}
+
+static void *new_area(void)
+{
+    char *area = shelf_take(&areas);
+    if (area)
+        *(uint32_t *)(area + MXCSR_AT) = MXCSR_INITIAL;
+    return area;
+}
+
+int context_unpark(struct context *context)
+{
+    if (!context->packed)
+        return 0;
+    void *area = shelf_take(&areas);
+    if (!area)
+        return ENOMEM;
+    unpack(context->packed, area);
+    packed_free(context->packed);
+    context->packed = NULL;
+    context->area = area;
+    return 0;
+}
+
+int context_park(struct context *context)
+{
+    if (!context->area)
+        return 0;
+    void *packed = NULL;
+    if (*(uint64_t *)((char *)context->area + HEADER_AT)) {
+        packed = pack(context->area);
+        if (!packed)
+            return ENOMEM;
+    }
+    shelf_give(&areas, context->area);
+    context->area = NULL;
+    context->packed = packed;
+    return 0;
+}
+
+/* The area that a save goes to; what is packed has been overtaken by it. */
+static void saved(struct context *context, void *area, uint64_t in_use)
+{
+    if (context->packed)
+        packed_free(context->packed);
+    context->packed = NULL;
+    context->in_use = in_use;
+    context->area = area;
+    if (!in_use) {
+        shelf_give(&areas, area);
+        context->area = NULL;
+    }
+}
+
+int context_save(struct context *context)
+{
+    void *area = context->area ? context->area : new_area();
+    if (!area)
+        return ENOMEM;
+    saved(context, area, chosen_core->save(area, whole()));
+    return 0;
+}
+
+int context_restore(struct context *context)
+{
+    int error = context_unpark(context);
+    if (error)
+        return error;
+    if (context->area)
+        chosen_core->load(context->area, whole());
+    else
+        chosen_core->load(initial_image(), initial_arrangement());
+    return 0;
+}
+
+/* One of them has no area: memory is found before anything changes. */
+static int switch_with_memory(struct context *from, struct context *to)
+{
+    if (from == to)
+        return context_save(from);
+    void *area = from->area ? from->area : new_area();
+    if (!area)
+        return ENOMEM;
+    int error = context_unpark(to);
+    if (error) {
+        if (!from->area)
+            shelf_give(&areas, area);
+        return error;
+    }
+    uint64_t in_use = to->area ? chosen_core->exchange(area, to->area, whole(), whole())
+                               : chosen_core->exchange(area, initial_image(), whole(), initial_arrangement());
+    saved(from, area, in_use);
+    return 0;
+}
+
+int context_switch(struct context *from, struct context *to)
+{
+    if (!from->area || !to->area)
+        return switch_with_memory(from, to);
+    from->in_use = chosen_core->exchange(from->area, to->area, whole(), whole());
+    return 0;
+}
+
+static void fetch(const char *start, uint32_t size)
+{
+    for (const char *line = start; line < start + size; line += LINE)
+        __builtin_prefetch(line);
+}
+
+void context_prefetch(const struct context *context)
+{
+    if (!context->area) {
+        if (context->packed)
+            fetch(context->packed, LINES_AHEAD_OF_PACKED * LINE);
+        return;
+    }
+    const char *area = context->area;
+    fetch(area + HEADER_AT, LINE);
+    if (context->in_use & LEGACY_MASK)
+        fetch(area, HEADER_AT - LINE);
+    for (uint64_t rest = context->in_use & whole()->room & ~(uint64_t)LEGACY_MASK; rest; rest &= rest - 1) {
+        uint32_t component = (uint32_t)__builtin_ctzll(rest);
+        fetch(area + arrangement_offset(whole(), component), processor()->component[component].size);
+    }
+}
+
+int context_switch_next(struct context *from, struct context *to, const struct context *next)
+{
+    context_prefetch(next);
+    return context_switch(from, to);
+}
+
+int context_rotate(struct context *const *order, size_t count, size_t *position, uint64_t switches, bool prefetch)
+{
+    size_t at = *position;
+    for (uint64_t i = 0; i < switches; i++) {
+        size_t next = at + 1 == count ? 0 : at + 1;
+        if (prefetch) {
+            size_t ahead = next + DISTANCE, struct_ahead = next + 2 * DISTANCE;
+            __builtin_prefetch(order[struct_ahead >= count ? struct_ahead % count : struct_ahead]);
+            context_prefetch(order[ahead >= count ? ahead % count : ahead]);
+        }
+        int error = context_switch(order[at], order[next]);
+        if (error) {
+            *position = at;
+            return error;
+        }
+        at = next;
+    }
+    *position = at;
+    return 0;
+}

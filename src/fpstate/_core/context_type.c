@@ -1,0 +1,167 @@
+/* Context: one register state as a Python object; switch(), and the loops that stay in C. */
+#include "types.h"
+
+#include "context.h"
+#include "cores.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+typedef struct {
+    PyObject_HEAD
+    struct context context;
+} Context;
+
+static PyTypeObject *context_type;
+
+static struct context *context_of(PyObject *object)
+{
+    return &((Context *)object)->context;
+}
+
+int remember_context_type(PyObject *type)
+{
+    context_type = (PyTypeObject *)Py_NewRef(type);
+    return 0;
+}
+
+/* An errno value of context.h as an exception; NULL for every error, so that it can be returned. */
+static PyObject *failed(int error)
+{
+    if (error == ENOTSUP)
+        raise_error("UnsupportedHere", core_refusal());
+    else if (error == EINVAL)
+        raise_error("SettingError", core_refusal());
+    else
+        raise_error("PoolExhausted", "no memory for a context's state");
+    return NULL;
+}
+
+static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Context", names))
+        return NULL;
+    Context *self = (Context *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!self)
+        return NULL;
+    int error = context_init(&self->context);
+    if (error) {
+        Py_DECREF(self);
+        return failed(error);
+    }
+    return (PyObject *)self;
+}
+
+static void context_dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    context_destroy(context_of(object));
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+static bool is_context(PyObject *object)
+{
+    if (Py_TYPE(object) == context_type)
+        return true;
+    PyErr_SetString(PyExc_TypeError, "a Context is wanted here");
+    return false;
+}
+
+static PyObject *outcome(int error)
+{
+    if (error)
+        return failed(error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *method_save(PyObject *object, PyObject *none)
+{
+    (void)none;
+    return outcome(context_save(context_of(object)));
+}
+
+static PyObject *method_restore(PyObject *object, PyObject *none)
+{
+    (void)none;
+    return outcome(context_restore(context_of(object)));
+}
+
+static PyObject *method_park(PyObject *object, PyObject *none)
+{
+    (void)none;
+    size_t before = context_size(context_of(object));
+    int error = context_park(context_of(object));
+    return error ? failed(error) : PyLong_FromSsize_t((Py_ssize_t)(before - context_size(context_of(object))));
+}
+
+static PyObject *method_wipe(PyObject *object, PyObject *none)
+{
+    (void)none;
+    context_destroy(context_of(object));
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_in_use(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLongLong(context_of(object)->in_use);
+}
+
+static PyObject *get_size(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyLong_FromSize_t(context_size(context_of(object)));
+}
+
+static PyObject *get_parked(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(context_of(object)->packed != NULL);
+}
+
+/* switch(outgoing, incoming, next=None) */
+static PyObject *core_switch(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (count < 2 || count > 3) {
+        PyErr_Format(PyExc_TypeError, "switch() takes two contexts, or three: %zd given", count);
+        return NULL;
+    }
+    if (!is_context(args[0]) || !is_context(args[1]))
+        return NULL;
+    if (count == 3 && args[2] != Py_None) {
+        if (!is_context(args[2]))
+            return NULL;
+        context_prefetch(context_of(args[2]));
+    }
+    int error = context_switch(context_of(args[0]), context_of(args[1]));
+    if (error)
+        return failed(error);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef context_methods[] = {
+    {"save", method_save, METH_NOARGS, NULL}, {"restore", method_restore, METH_NOARGS, NULL},
+    {"park", method_park, METH_NOARGS, NULL}, {"wipe", method_wipe, METH_NOARGS, NULL},
+    {0},
+};
+static PyGetSetDef context_getset[] = {
+    {"in_use", get_in_use, NULL, NULL, NULL},
+    {"size", get_size, NULL, NULL, NULL},
+    {"parked", get_parked, NULL, NULL, NULL},
+    {0},
+};
+static PyType_Slot context_slots[] = {
+    {Py_tp_new, context_new},         {Py_tp_dealloc, context_dealloc}, {Py_tp_methods, context_methods},
+    {Py_tp_getset, context_getset},   {0, NULL},
+};
+PyType_Spec context_spec = {"fpstate._core.Context", sizeof(Context), 0, Py_TPFLAGS_DEFAULT, context_slots};
+
+PyMethodDef switch_methods[] = {
+    {"switch", (PyCFunction)(void (*)(void))core_switch, METH_FASTCALL, NULL},
+    {0},
+};
