@@ -16,7 +16,7 @@ typedef struct {
 
 static PyTypeObject *context_type;
 
-static struct context *context_of(PyObject *object)
+struct context *context_of(PyObject *object)
 {
     return &((Context *)object)->context;
 }
@@ -63,7 +63,7 @@ static void context_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-static bool is_context(PyObject *object)
+bool is_context(PyObject *object)
 {
     if (Py_TYPE(object) == context_type)
         return true;

@@ -13,6 +13,8 @@ extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], switch_met
 struct vcpu *vcpu_of(PyObject *object); /* no check: for objects known to be vCPUs */
 bool is_vcpu(PyObject *object);
 int remember_vcpu_type(PyObject *type);
+struct context *context_of(PyObject *object); /* no check: for objects known to be contexts */
+bool is_context(PyObject *object);           /* false with TypeError set */
 int remember_context_type(PyObject *type);
 
 /* an error of fpstate.errors by name, with one message argument */
