@@ -74,6 +74,22 @@ def bench_walk(slots: object, way: str, order: Buffer, start: int, steps: int, /
 def bench_size(slots: object, /) -> tuple[int, int]:
     """Return the distance of two slots in bytes, and the cache lines that an image in them uses."""
 
+def bench_ring(contexts: list[Context], /) -> object:
+    """Return contexts in the order of their turns, for the three below. Raises TypeError."""
+
+def bench_fill(ring: object, image: Buffer, first: int = ..., step: int = ..., /) -> None:
+    """Let every ``step``-th context from ``first`` on hold what ``image`` does. Raises RestoreFault, ImageError."""
+
+def bench_switches(ring: object, way: str, start: int, steps: int, /) -> int:
+    """Return the nanoseconds of ``steps`` switches in C, from ring member ``start`` on.
+
+    ``switch`` calls the switch in a loop, ``next`` names the successor too, ``rotate`` is one call that does them
+    all, without looking ahead or, as ``rotate next``, with it. Raises ValueError, PoolExhausted.
+    """
+
+def bench_control(switches: int, /) -> int:
+    """Return the nanoseconds of so many switches of MXCSR and FCW alone, in C."""
+
 def ptrace_snapshot(
     pid: int, capacity: int, limit_ns: int, /
 ) -> tuple[list[tuple[int, bytes | None, int, bytes]], int, int]:

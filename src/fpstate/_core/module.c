@@ -246,7 +246,8 @@ static int core_exec(PyObject *module)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value))
             return -1;
     if (PyModule_AddFunctions(module, ptrace_methods) || PyModule_AddFunctions(module, bulk_methods) ||
-        PyModule_AddFunctions(module, bench_methods) || PyModule_AddFunctions(module, switch_methods))
+        PyModule_AddFunctions(module, bench_methods) || PyModule_AddFunctions(module, bench_context_methods) ||
+        PyModule_AddFunctions(module, switch_methods))
         return -1;
     return add_type(module, "Slab", &slab_spec, NULL) || add_type(module, "Memory", &memory_spec, NULL) ||
                    add_type(module, "Vcpu", &vcpu_spec, remember_vcpu_type) ||

@@ -1,0 +1,207 @@
+/* Measurements of contexts: filled with an image, and switched in loops that stay in C. */
+#include "types.h"
+
+#include "bench.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LINE = 64, BEHIND_AN_IMAGE = 4096, LOOKAHEAD = 2 };
+
+static const char RING[] = "fpstate._core.bench_ring";
+
+struct ring {
+    PyObject *contexts; /* keeps them alive */
+    size_t count;
+    struct context *members[]; /* in the order of their turns, and the first ones again behind the last */
+};
+
+static void ring_destroy(PyObject *capsule)
+{
+    struct ring *ring = PyCapsule_GetPointer(capsule, RING);
+    Py_DECREF(ring->contexts);
+    free(ring);
+}
+
+/* bench_ring(contexts) */
+static PyObject *core_bench_ring(PyObject *module, PyObject *contexts)
+{
+    (void)module;
+    Py_ssize_t count = PyList_Check(contexts) ? PyList_Size(contexts) : 0;
+    if (count < 1) {
+        PyErr_SetString(PyExc_TypeError, "a list of contexts is wanted here");
+        return NULL;
+    }
+    struct ring *ring = malloc(sizeof *ring + ((size_t)count + LOOKAHEAD) * sizeof *ring->members);
+    if (!ring)
+        return PyErr_NoMemory();
+    ring->count = (size_t)count;
+    for (Py_ssize_t i = 0; i < count + LOOKAHEAD; i++) {
+        PyObject *member = PyList_GetItem(contexts, i % count);
+        if (!is_context(member)) {
+            free(ring);
+            return NULL;
+        }
+        ring->members[i] = context_of(member);
+    }
+    PyObject *capsule = PyCapsule_New(ring, RING, ring_destroy);
+    if (!capsule) {
+        free(ring);
+        return NULL;
+    }
+    ring->contexts = Py_NewRef(contexts);
+    return capsule;
+}
+
+/* Load the image and save it to the context. */
+static int fill(struct context *context, const char *image)
+{
+    if (xstate_restore(image, processor()->managed_mask))
+        return -1;
+    return context_save(context);
+}
+
+static int fill_all(const struct ring *ring, const Py_buffer *image, size_t first, size_t step)
+{
+    size_t area = (processor()->area_size + LINE - 1) / LINE * LINE + BEHIND_AN_IMAGE;
+    char *from = aligned_alloc(LINE, area);
+    if (!from || signals_acquire()) {
+        free(from);
+        return ENOMEM;
+    }
+    memset(from, 0, area);
+    memcpy(from, image->buf, (size_t)image->len);
+    uint32_t mxcsr = mxcsr_read();
+    uint16_t fcw = fcw_read();
+    int error = 0;
+    for (size_t i = first; i < ring->count && !error; i += step)
+        error = fill(ring->members[i], from);
+    xstate_restore(initial_image(), processor()->managed_mask);
+    control_words_write(mxcsr, fcw);
+    signals_release();
+    free(from);
+    return error;
+}
+
+static PyObject *raise_outcome(int error)
+{
+    if (error == -1)
+        raise_error("RestoreFault", "XRSTOR raised #GP: the processor refuses this image");
+    else if (error)
+        raise_error("PoolExhausted", "no memory for a context's state");
+    return NULL;
+}
+
+/* bench_fill(ring, image, first=0, step=1) */
+static PyObject *core_bench_fill(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *capsule;
+    Py_buffer image;
+    Py_ssize_t first = 0, step = 1;
+    if (!PyArg_ParseTuple(args, "Oy*|nn:bench_fill", &capsule, &image, &first, &step))
+        return NULL;
+    const struct ring *ring = PyCapsule_GetPointer(capsule, RING);
+    if (ring && (first < 0 || step < 1))
+        PyErr_SetString(PyExc_ValueError, "first cannot be negative, step must be positive");
+    else if (ring && (size_t)image.len > processor()->area_size)
+        raise_error("ImageError", "the image is longer than any that this processor can hold");
+    else if (ring)
+        raise_outcome(fill_all(ring, &image, (size_t)first, (size_t)step));
+    PyBuffer_Release(&image);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+enum way { WAY_SWITCH, WAY_NEXT, WAY_ROTATE, WAY_ROTATE_NEXT, WAY_COUNT };
+
+/* Steps from a place in the ring, wherever it closes. */
+static int run(const struct ring *ring, enum way way, size_t at, uint64_t steps)
+{
+    if (way == WAY_ROTATE || way == WAY_ROTATE_NEXT)
+        return context_rotate(ring->members, ring->count, &at, steps, way == WAY_ROTATE_NEXT);
+    int error = 0;
+    while (steps && !error) {
+        uint64_t stretch = ring->count - at < steps ? ring->count - at : steps;
+        error = way == WAY_SWITCH ? loop_switch(ring->members + at, stretch)
+                                  : loop_switch_next(ring->members + at, stretch);
+        steps -= stretch;
+        at = (at + stretch) % ring->count;
+    }
+    return error;
+}
+
+static int64_t between(const struct timespec *start, const struct timespec *end)
+{
+    return (int64_t)(end->tv_sec - start->tv_sec) * 1000000000 + (end->tv_nsec - start->tv_nsec);
+}
+
+static int run_timed(const struct ring *ring, enum way way, size_t at, uint64_t steps, int64_t *ns)
+{
+    struct timespec start, end;
+    uint32_t mxcsr = mxcsr_read();
+    uint16_t fcw = fcw_read();
+    int error = context_unpark(ring->members[at]);
+    if (error)
+        return error;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    context_restore(ring->members[at]);
+    error = run(ring, way, at, steps);
+    if (!error)
+        error = context_save(ring->members[(at + steps) % ring->count]);
+    xstate_restore(initial_image(), processor()->managed_mask);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    control_words_write(mxcsr, fcw);
+    *ns = between(&start, &end);
+    return error;
+}
+
+/* bench_switches(ring, way, start, steps) */
+static PyObject *core_bench_switches(PyObject *module, PyObject *args)
+{
+    (void)module;
+    static const char *const names[WAY_COUNT] = {"switch", "next", "rotate", "rotate next"};
+    PyObject *capsule;
+    const char *name;
+    Py_ssize_t start, steps;
+    if (!PyArg_ParseTuple(args, "Osnn:bench_switches", &capsule, &name, &start, &steps))
+        return NULL;
+    int way = 0;
+    while (way < WAY_COUNT && strcmp(name, names[way]))
+        way++;
+    const struct ring *ring = PyCapsule_GetPointer(capsule, RING);
+    if (!ring)
+        return NULL;
+    if (way == WAY_COUNT || start < 0 || steps < 0 || (size_t)start >= ring->count) {
+        PyErr_SetString(PyExc_ValueError, "a way is switch, next, rotate or rotate next, and the start in the ring");
+        return NULL;
+    }
+    int64_t ns = 0;
+    raise_outcome(run_timed(ring, way, (size_t)start, (uint64_t)steps, &ns));
+    return PyErr_Occurred() ? NULL : PyLong_FromLongLong(ns);
+}
+
+/* bench_control(switches) */
+static PyObject *core_bench_control(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long steps;
+    if (!PyArg_ParseTuple(args, "K:bench_control", &steps))
+        return NULL;
+    struct control one = {mxcsr_read(), fcw_read()}, other = one;
+    struct timespec start, end;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    loop_control(&one, &other, steps);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    return PyLong_FromLongLong(between(&start, &end));
+}
+
+PyMethodDef bench_context_methods[] = {
+    {"bench_ring", core_bench_ring, METH_O, NULL},
+    {"bench_fill", core_bench_fill, METH_VARARGS, NULL},
+    {"bench_switches", core_bench_switches, METH_VARARGS, NULL},
+    {"bench_control", core_bench_control, METH_VARARGS, NULL},
+    {0},
+};
