@@ -8,7 +8,7 @@
  * image. A load covers everything managed, so that nothing of what was in the registers stays. */
 struct core {
     const char *name;
-    uint64_t needs; /* components without which it cannot run */
+    uint64_t needs; /* components that it has moves for, and cannot run without */
     uint64_t (*save)(void *area, const struct arrangement *arrangement);
     void (*load)(const void *area, const struct arrangement *arrangement);
     uint64_t (*exchange)(void *from, const void *to, const struct arrangement *from_arrangement,
@@ -40,10 +40,10 @@ extern const struct core *chosen_core; /* valid once core_ready() has returned 0
 const struct core *portable_core(void);
 const struct core *core_named(const char *name); /* NULL: no such core, or not here */
 
-/* Choose at the first call, by FPSTATE_CORE or by test and measurement. 0, ENOTSUP, or EINVAL for the variable. */
+/* Choose at the first call, by FPSTATE_CORE or by trial and measurement. 0, ENOTSUP, ENOMEM, or EINVAL for what the
+ * variable holds; choice.h tells why. */
 int core_ready(void);
-/* Let another core be the chosen one; "fast" may be refused. 0, ENOTSUP or EINVAL. */
+/* Let the other core be the chosen one, where it can be. 0, ENOTSUP, or EINVAL for a name. */
 int core_use(const char *name);
-const char *core_refusal(void); /* why the last of the two did not return 0 */
 
 #endif
