@@ -61,7 +61,8 @@ def bench_pairs(image: Buffer, rounds: int, /) -> int:
 def bench_slots(image: Buffer, count: int, other: Buffer = ..., /) -> object:
     """Return ``count`` slots, on transparent huge pages, with compacted images of what ``image`` holds.
 
-    Every second slot has ``other``, where there is one. For measurements alone. Raises RestoreFault, ImageError, UnsupportedHere where there is no XSAVEC.
+    Every second slot has ``other``, where there is one. For measurements alone. Raises RestoreFault, ImageError,
+    UnsupportedHere where there is no XSAVEC.
     """
 
 def bench_walk(slots: object, way: str, order: Buffer, start: int, steps: int, /) -> int:

@@ -1,0 +1,60 @@
+"""``fpstate bench``: what a switch costs beside the bare instructions, its peers, and in memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from fpstate.errors import FpStateError
+
+SCHEMA = "fpstate-bench/2"
+_SECTIONS = ("switch", "python", "many", "vcpu", "memory", "peers")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb ``bench`` to the command line."""
+    parser = subparsers.add_parser("bench", help="measure switches beside their peers, in turn, as ratios")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(_SECTIONS)}")
+    parser.add_argument("--json", action="store_true", help=f"print JSON with the schema {SCHEMA}")
+    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the figures too")
+    parser.add_argument("--repeats", type=int, metavar="N", help="samples of each figure (30)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples: shows that it works, measures little"
+    )
+    parser.add_argument(
+        "--gate", action="store_true", help="exit with 1 where a limit is missed by half and more"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; 1 with ``--gate`` where a limit is missed by a wide margin."""
+    from fpstate.bench.measured import Settings
+    from fpstate.bench.plot import draw
+    from fpstate.bench.report import beyond, measure
+    from fpstate.bench.table import lines
+
+    unknown = sorted(set(args.names) - set(_SECTIONS))
+    if unknown:
+        raise FpStateError(
+            f"nothing is measured under the name {unknown[0]!r}", help="known: " + ", ".join(_SECTIONS)
+        )
+    settings = Settings.quickly() if args.quick else Settings()
+    if args.repeats is not None:
+        if args.repeats < 1:
+            raise FpStateError(f"--repeats {args.repeats}: at least 1")
+        settings = replace(settings, repeats=args.repeats)
+    report = measure(args.names, settings, lambda name: print(f"bench: {name}", file=sys.stderr, flush=True))
+    if args.plot:
+        args.plot.write_text(draw(report), encoding="utf-8")
+    print(json.dumps(report, indent=2) if args.json else "\n".join(lines(report)))
+    return _gate(beyond(report)) if args.gate else 0
+
+
+def _gate(beyond: list[str]) -> int:
+    for name in beyond:
+        print(f"fpstate: {name} misses its limit by more than half", file=sys.stderr)
+    return 1 if beyond else 0
