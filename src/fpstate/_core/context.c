@@ -5,19 +5,42 @@
 #include "shelf.h"
 
 #include <errno.h>
+#include <pthread.h>
 
 enum { LINE = 64, LINES_AHEAD_OF_PACKED = 4, DISTANCE = 2 };
+enum { ST_AT = 32, XMM_AT = 160, XMM_END = 416 };
 
 static struct shelf areas = {.huge = true};
+/* Copied here, where the loops below find them without a call. */
+static struct arrangement full, none;
+static void *nothing;
+static struct {
+    uint32_t offset, size;
+} lines[63]; /* what to fetch of each component */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void prepare(void)
+{
+    areas.stride = shelf_stride(processor()->area_size);
+    full = *whole();
+    none = *initial_arrangement();
+    nothing = initial_image();
+    for (uint32_t i = 0; i < 63; i++) {
+        if (!(full.room >> i & 1))
+            continue;
+        lines[i].offset = i > 1 ? arrangement_offset(&full, i) & ~(LINE - 1u) : 0;
+        lines[i].size = i > 1 ? arrangement_offset(&full, i) + processor()->component[i].size - lines[i].offset : XMM_END;
+    }
+}
 
 int context_init(struct context *context)
 {
     int error = core_ready();
     if (error)
         return error;
-    areas.stride = shelf_stride(processor()->area_size);
+    pthread_once(&once, prepare);
     *context = (struct context){0};
-    return initial_image() ? 0 : ENOMEM;
+    return nothing ? 0 : ENOMEM;
 }
 
 static void forget(struct context *context)
@@ -96,7 +119,7 @@ int context_save(struct context *context)
     void *area = context->area ? context->area : new_area();
     if (!area)
         return ENOMEM;
-    saved(context, area, chosen_core->save(area, whole()));
+    saved(context, area, chosen_core->save(area, &full));
     return 0;
 }
 
@@ -106,10 +129,51 @@ int context_restore(struct context *context)
     if (error)
         return error;
     if (context->area)
-        chosen_core->load(context->area, whole());
+        chosen_core->load(context->area, &full);
     else
-        chosen_core->load(initial_image(), initial_arrangement());
+        chosen_core->load(nothing, &none);
     return 0;
+}
+
+int context_write(struct context *context, const void *image)
+{
+    void *area = shelf_take(&areas);
+    if (!area)
+        return ENOMEM;
+    bytes_copy(area, image, processor()->area_size);
+    forget(context);
+    saved(context, area, *(const uint64_t *)((const char *)image + HEADER_AT));
+    return 0;
+}
+
+/* Where a component lies in an image; x87 has MXCSR between its pieces. */
+static void make_initial(char *image, uint32_t component)
+{
+    if (component == 0) {
+        bytes_clear(image, MXCSR_AT);
+        bytes_clear(image + ST_AT, XMM_AT - ST_AT);
+        *(uint16_t *)image = FCW_INITIAL;
+    } else if (component == 1) {
+        bytes_clear(image + XMM_AT, HEADER_AT - XMM_AT);
+        *(uint32_t *)(image + MXCSR_AT) = MXCSR_INITIAL;
+    } else {
+        bytes_clear(image + arrangement_offset(&full, component), processor()->component[component].size);
+    }
+}
+
+void context_read(const struct context *context, void *image)
+{
+    bytes_clear(image, processor()->area_size);
+    *(uint64_t *)((char *)image + HEADER_AT + 8) = full.xcomp_bv;
+    if (context->packed)
+        unpack(context->packed, image);
+    else if (context->area)
+        bytes_copy(image, context->area, processor()->area_size);
+    uint64_t in_use = *(const uint64_t *)((const char *)image + HEADER_AT);
+    *(uint32_t *)((char *)image + MXCSR_AT + 4) = processor()->mxcsr_mask;
+    for (uint32_t i = 0; i < 63; i++)
+        if ((full.room & ~in_use) >> i & 1)
+            make_initial(image, i);
 }
 
 /* One of them has no area: memory is found before anything changes. */
@@ -126,8 +190,8 @@ static int switch_with_memory(struct context *from, struct context *to)
             shelf_give(&areas, area);
         return error;
     }
-    uint64_t in_use = to->area ? chosen_core->exchange(area, to->area, whole(), whole())
-                               : chosen_core->exchange(area, initial_image(), whole(), initial_arrangement());
+    uint64_t in_use = to->area ? chosen_core->exchange(area, to->area, &full, &full)
+                               : chosen_core->exchange(area, nothing, &full, &none);
     saved(from, area, in_use);
     return 0;
 }
@@ -136,7 +200,7 @@ int context_switch(struct context *from, struct context *to)
 {
     if (!from->area || !to->area)
         return switch_with_memory(from, to);
-    from->in_use = chosen_core->exchange(from->area, to->area, whole(), whole());
+    from->in_use = chosen_core->exchange(from->area, to->area, &full, &full);
     return 0;
 }
 
@@ -155,11 +219,12 @@ void context_prefetch(const struct context *context)
     }
     const char *area = context->area;
     fetch(area + HEADER_AT, LINE);
-    if (context->in_use & LEGACY_MASK)
-        fetch(area, HEADER_AT - LINE);
-    for (uint64_t rest = context->in_use & whole()->room & ~(uint64_t)LEGACY_MASK; rest; rest &= rest - 1) {
-        uint32_t component = (uint32_t)__builtin_ctzll(rest);
-        fetch(area + arrangement_offset(whole(), component), processor()->component[component].size);
+    uint64_t rest = context->in_use & full.room;
+    if (rest & LEGACY_MASK)
+        fetch(area, XMM_END);
+    for (rest &= ~(uint64_t)LEGACY_MASK; rest; rest &= rest - 1) {
+        int component = __builtin_ctzll(rest);
+        fetch(area + lines[component].offset, lines[component].size);
     }
 }
 

@@ -33,6 +33,10 @@ int context_switch_next(struct context *from, struct context *to, const struct c
 /* Pack a state that will not run soon into as few bytes as its live registers need; the next switch unpacks it. */
 int context_park(struct context *context);
 int context_unpark(struct context *context);
+/* The state as an image of processor()->area_size bytes in the arrangement of whole(), absent components initial. */
+void context_read(const struct context *context, void *image);
+/* Such an image, as the processor itself wrote it, becomes the state. */
+int context_write(struct context *context, const void *image);
 void context_prefetch(const struct context *context);
 /* Bytes of memory that it holds. */
 size_t context_size(const struct context *context);

@@ -3,11 +3,11 @@
 
 #include "context.h"
 #include "choice.h"
+#include "legal.h"
 
 #include <errno.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 
 typedef struct {
     PyObject_HEAD
@@ -27,8 +27,8 @@ int remember_context_type(PyObject *type)
     return 0;
 }
 
-/* An errno value of context.h as an exception; NULL for every error, so that it can be returned. */
-static PyObject *failed(int error)
+/* An errno value of context.h as an exception */
+PyObject *context_failed(int error)
 {
     if (error == ENOTSUP)
         raise_error("UnsupportedHere", core_choice()->reason);
@@ -50,7 +50,7 @@ static PyObject *context_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     int error = context_init(&self->context);
     if (error) {
         Py_DECREF(self);
-        return failed(error);
+        return context_failed(error);
     }
     return (PyObject *)self;
 }
@@ -74,7 +74,7 @@ bool is_context(PyObject *object)
 static PyObject *outcome(int error)
 {
     if (error)
-        return failed(error);
+        return context_failed(error);
     Py_RETURN_NONE;
 }
 
@@ -90,12 +90,50 @@ static PyObject *method_restore(PyObject *object, PyObject *none)
     return outcome(context_restore(context_of(object)));
 }
 
+static PyObject *method_load(PyObject *object, PyObject *argument)
+{
+    char why[160];
+    Py_buffer image;
+    if (PyObject_GetBuffer(argument, &image, PyBUF_SIMPLE))
+        return NULL;
+    void *area = PyMem_Malloc(processor()->area_size + 64);
+    void *aligned = (void *)(((uintptr_t)area + 63) & ~63ul);
+    int error = ENOMEM;
+    if (area && image_illegal(image.buf, (size_t)image.len, why, sizeof why)) {
+        error = -1;
+    } else if (area) {
+        snprintf(why, sizeof why, "XRSTOR raised #GP: the processor refuses this image");
+        memset(aligned, 0, processor()->area_size);
+        error = image_through_registers(image.buf, (size_t)image.len, aligned);
+    }
+    PyBuffer_Release(&image);
+    if (!error)
+        error = context_write(context_of(object), aligned);
+    if (area)
+        explicit_bzero(area, processor()->area_size + 64);
+    PyMem_Free(area);
+    if (error == -1) {
+        raise_error("ImageError", why);
+        return NULL;
+    }
+    return outcome(error);
+}
+
+static PyObject *method_image(PyObject *object, PyObject *none)
+{
+    (void)none;
+    PyObject *image = PyBytes_FromStringAndSize(NULL, processor()->area_size);
+    if (image)
+        context_read(context_of(object), PyBytes_AsString(image));
+    return image;
+}
+
 static PyObject *method_park(PyObject *object, PyObject *none)
 {
     (void)none;
     size_t before = context_size(context_of(object));
     int error = context_park(context_of(object));
-    return error ? failed(error) : PyLong_FromSsize_t((Py_ssize_t)(before - context_size(context_of(object))));
+    return error ? context_failed(error) : PyLong_FromSsize_t((Py_ssize_t)(before - context_size(context_of(object))));
 }
 
 static PyObject *method_wipe(PyObject *object, PyObject *none)
@@ -140,11 +178,12 @@ static PyObject *core_switch(PyObject *module, PyObject *const *args, Py_ssize_t
     }
     int error = context_switch(context_of(args[0]), context_of(args[1]));
     if (error)
-        return failed(error);
+        return context_failed(error);
     Py_RETURN_NONE;
 }
 
 static PyMethodDef context_methods[] = {
+    {"load", method_load, METH_O, NULL}, {"image", method_image, METH_NOARGS, NULL},
     {"save", method_save, METH_NOARGS, NULL}, {"restore", method_restore, METH_NOARGS, NULL},
     {"park", method_park, METH_NOARGS, NULL}, {"wipe", method_wipe, METH_NOARGS, NULL},
     {0},
@@ -161,136 +200,7 @@ static PyType_Slot context_slots[] = {
 };
 PyType_Spec context_spec = {"fpstate._core.Context", sizeof(Context), 0, Py_TPFLAGS_DEFAULT, context_slots};
 
-static PyObject *choice_report(const struct choice *choice)
-{
-    return Py_BuildValue("{sssssKsKs(kkk)sKsK}", "core", choice->core->name, "reason", choice->reason, "pairs",
-                         (unsigned long long)choice->report.pairs, "mismatches",
-                         (unsigned long long)choice->report.mismatches, "permille",
-                         (unsigned long)choice->permille[0], (unsigned long)choice->permille[1],
-                         (unsigned long)choice->permille[2], "test_cycles", (unsigned long long)choice->test_cycles,
-                         "measure_cycles", (unsigned long long)choice->measure_cycles);
-}
-
-static PyObject *failed_choice(const struct choice *choice)
-{
-    raise_error(choice->error == EINVAL ? "SettingError" : "UnsupportedHere", choice->reason);
-    return NULL;
-}
-
-/* core_choice(setting=None, candidate=None): what was chosen; with arguments, what would be */
-static PyObject *core_choice_report(PyObject *module, PyObject *args, PyObject *kwargs)
-{
-    (void)module;
-    static char *names[] = {"setting", "candidate", NULL};
-    const char *setting = NULL, *candidate = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|zz:core_choice", names, &setting, &candidate))
-        return NULL;
-    if (!setting && !candidate)
-        return core_choice()->error ? failed_choice(core_choice()) : choice_report(core_choice());
-    struct choice choice;
-    core_choose(setting, core_named(candidate ? candidate : "fast"), &choice);
-    return choice.error ? failed_choice(&choice) : choice_report(&choice);
-}
-
-static PyObject *core_use_method(PyObject *module, PyObject *argument)
-{
-    (void)module;
-    PyObject *bytes = PyUnicode_AsUTF8String(argument);
-    if (!bytes)
-        return NULL;
-    if (core_ready()) {
-        Py_DECREF(bytes);
-        return failed_choice(core_choice());
-    }
-    const char *before = chosen_core->name;
-    int error = core_use(PyBytes_AsString(bytes));
-    Py_DECREF(bytes);
-    if (error == EINVAL)
-        raise_error("SettingError", "a core is portable or fast");
-    else if (error)
-        raise_error("UnsupportedHere", "the fast core");
-    return error ? NULL : PyUnicode_FromString(before);
-}
-
-static bool offsets_fit(const struct arrangement *arrangement)
-{
-    for (uint32_t i = 2; i <= HI16_ZMM_NUMBER; i++) {
-        uint32_t offset = arrangement_offset(arrangement, i);
-        if (arrangement->room >> i & 1 &&
-            (offset < LEGACY_AND_HEADER || offset > processor()->area_size + TRIAL_SLACK - processor()->component[i].size))
-            return false;
-    }
-    return true;
-}
-
-/* core_trial(core, count=0, seed=1, *, moves=-1, offsets=None): count random pairs, 0: every pair of states */
-static PyObject *core_trial(PyObject *module, PyObject *args, PyObject *kwargs)
-{
-    (void)module;
-    static char *names[] = {"core", "count", "seed", "moves", "offsets", NULL};
-    const char *name;
-    unsigned long long count = 0, seed = 1, moves = ~0ull;
-    PyObject *offsets = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|KK$KO:core_trial", names, &name, &count, &seed, &moves, &offsets))
-        return NULL;
-    const struct core *core = core_named(name);
-    if (!core) {
-        raise_error("UnsupportedHere", "a core of this name");
-        return NULL;
-    }
-    struct arrangement arrangement = *whole();
-    arrangement.moves &= core->needs & (moves | X87 | SSE);
-    if (offsets != Py_None) {
-        arrangement.xcomp_bv = 0;
-        if (!PyArg_ParseTuple(offsets, "IIII;four offsets", &arrangement.avx, &arrangement.opmask,
-                              &arrangement.zmm_hi256, &arrangement.hi16_zmm))
-            return NULL;
-        if (!offsets_fit(&arrangement)) {
-            PyErr_SetString(PyExc_ValueError, "a component leaves the trial's area");
-            return NULL;
-        }
-    }
-    struct trial *trial = trial_open(seed);
-    if (!trial)
-        return failed(ENOMEM);
-    struct trial_report report;
-    if (count)
-        trial_random_pairs(trial, core, &arrangement, count, &report);
-    else
-        trial_every_pair(trial, core, &arrangement, &report);
-    trial_close(trial);
-    return Py_BuildValue("{sKsKsKsKsIsO}", "pairs", (unsigned long long)report.pairs, "mismatches",
-                         (unsigned long long)report.mismatches, "from", (unsigned long long)report.from, "to",
-                         (unsigned long long)report.to, "component", (unsigned)report.component, "saved",
-                         report.saved ? Py_True : Py_False);
-}
-
-/* core_cycles(core, one, other, rounds): time stamp cycles of so many switches to and fro */
-static PyObject *core_cycles(PyObject *module, PyObject *args)
-{
-    (void)module;
-    const char *name;
-    unsigned long long one, other;
-    unsigned rounds;
-    if (!PyArg_ParseTuple(args, "sKKI:core_cycles", &name, &one, &other, &rounds))
-        return NULL;
-    const struct core *core = core_named(name);
-    struct trial *trial = core ? trial_open(1) : NULL;
-    if (!trial) {
-        raise_error("UnsupportedHere", "a core of this name, or memory for a trial");
-        return NULL;
-    }
-    uint64_t cycles = trial_cycles(trial, core, one, other, rounds);
-    trial_close(trial);
-    return PyLong_FromUnsignedLongLong(cycles);
-}
-
-#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS
 PyMethodDef switch_methods[] = {
-    {"core_choice", WITH_KEYWORDS(core_choice_report), NULL},
-    {"core_use", core_use_method, METH_O, NULL},
-    {"core_cycles", core_cycles, METH_VARARGS, NULL},
-    {"core_trial", WITH_KEYWORDS(core_trial), NULL},
     {"switch", (PyCFunction)(void (*)(void))core_switch, METH_FASTCALL, NULL},
     {0},
 };

@@ -154,6 +154,7 @@ struct processor {
     uint64_t managed_mask; /* what the trampolines save and restore: XCR0 without PKRU */
     uint32_t area_size;    /* bytes of the largest image in either format */
     uint32_t mxcsr_mask;
+    size_t second_level_cache; /* bytes */
     struct {
         uint32_t size, offset, compact_offset; /* the latter in the compacted image of everything managed */
         bool aligned;                          /* to 64 bytes in the compacted format */

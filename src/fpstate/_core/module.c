@@ -247,12 +247,14 @@ static int core_exec(PyObject *module)
             return -1;
     if (PyModule_AddFunctions(module, ptrace_methods) || PyModule_AddFunctions(module, bulk_methods) ||
         PyModule_AddFunctions(module, bench_methods) || PyModule_AddFunctions(module, bench_context_methods) ||
-        PyModule_AddFunctions(module, switch_methods))
+        PyModule_AddFunctions(module, switch_methods) ||
+        PyModule_AddFunctions(module, choice_methods))
         return -1;
     return add_type(module, "Slab", &slab_spec, NULL) || add_type(module, "Memory", &memory_spec, NULL) ||
                    add_type(module, "Vcpu", &vcpu_spec, remember_vcpu_type) ||
                    add_type(module, "Queue", &queue_spec, NULL) ||
-                   add_type(module, "Context", &context_spec, remember_context_type)
+                   add_type(module, "Context", &context_spec, remember_context_type) ||
+                   add_type(module, "Order", &order_spec, NULL)
                ? -1
                : 0;
 }

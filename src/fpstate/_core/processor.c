@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #ifndef HWCAP2_FSGSBASE
 #define HWCAP2_FSGSBASE (1 << 1)
@@ -16,6 +17,7 @@ enum { LEAF_FEATURES = 1, LEAF_STRUCTURED = 7, LEAF_XSTATE = 0xD };
 enum { OSXSAVE_ECX1 = 1 << 27, OSPKE_ECX7 = 1 << 4, XSAVEC_EAX = 1 << 1, XGETBV1_EAX = 1 << 2 };
 enum { ALIGN64_ECX = 1 << 1 };
 enum { AVX_ECX1 = 1 << 28, AVX512F_EBX7 = 1 << 16, AVX512BW_EBX7 = 1 << 30, LEAF_AMD_EXTENDED = 0x80000008u };
+enum { SECOND_LEVEL_CACHE = 1 << 20 }; /* where the C library does not know */
 enum { POINTERS_EBX = 1 << 2, INTEL_EBX0 = 0x756E6547 };
 enum { MXCSR_MASK_AT = 28, MXCSR_MASK_DEFAULT = 0xFFBF };
 
@@ -86,6 +88,8 @@ static void find(void)
 {
     uint32_t leaf[4];
     found.pointers_restored = pointers_restored();
+    long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    found.second_level_cache = cache > 0 ? (size_t)cache : SECOND_LEVEL_CACHE;
     found.mxcsr_mask = read_mxcsr_mask();
     found.fsgsbase = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
     cpuid(LEAF_FEATURES, 0, leaf);

@@ -7,14 +7,15 @@
 
 #include "core.h"
 
-extern PyType_Spec slab_spec, memory_spec, vcpu_spec, queue_spec, context_spec;
-extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], bench_context_methods[], switch_methods[];
+extern PyType_Spec slab_spec, memory_spec, vcpu_spec, queue_spec, context_spec, order_spec;
+extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], bench_context_methods[], switch_methods[], choice_methods[];
 
 struct vcpu *vcpu_of(PyObject *object); /* no check: for objects known to be vCPUs */
 bool is_vcpu(PyObject *object);
 int remember_vcpu_type(PyObject *type);
 struct context *context_of(PyObject *object); /* no check: for objects known to be contexts */
 bool is_context(PyObject *object);           /* false with TypeError set */
+PyObject *context_failed(int error);         /* an errno value of context.h as an exception; NULL */
 int remember_context_type(PyObject *type);
 
 /* an error of fpstate.errors by name, with one message argument */

@@ -1,0 +1,94 @@
+/* SDM vol. 1, 13.8.1 and 13.12: what makes XRSTOR raise #GP. */
+#include "legal.h"
+#include "arrangement.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { RESERVED_STANDARD = 24, RESERVED_COMPACTED = 64 };
+
+static uint64_t word_at(const char *image, size_t offset)
+{
+    uint64_t word;
+    memcpy(&word, image + offset, sizeof word);
+    return word;
+}
+
+static bool zeros(const char *image, size_t from, size_t to)
+{
+    for (size_t i = from; i < to; i++)
+        if (image[i])
+            return false;
+    return true;
+}
+
+/* Bytes that XRSTOR looks at. */
+static size_t extent(uint64_t in_use, const struct arrangement *arrangement)
+{
+    size_t end = LEGACY_AND_HEADER;
+    for (uint32_t i = 2; i < 63; i++) {
+        size_t last = arrangement_offset(arrangement, i) + (size_t)processor()->component[i].size;
+        if (in_use >> i & 1 && last > end)
+            end = last;
+    }
+    return end;
+}
+
+#define REFUSE(...) return snprintf(why, why_size, __VA_ARGS__), why
+const char *image_illegal(const char *image, size_t size, char *why, size_t why_size)
+{
+    if (size < LEGACY_AND_HEADER)
+        REFUSE("an image has at least 576 bytes, not %zu", size);
+    uint64_t in_use = word_at(image, HEADER_AT), xcomp_bv = word_at(image, HEADER_AT + 8), xcr0 = processor()->xcr0;
+    bool compact = xcomp_bv & COMPACTED;
+    uint64_t room = compact ? xcomp_bv & ~COMPACTED : xcr0;
+    if (compact && !processor()->xsavec)
+        REFUSE("XCOMP_BV %#llx at byte 520: this processor has no compacted format", (unsigned long long)xcomp_bv);
+    if (!compact && xcomp_bv)
+        REFUSE("XCOMP_BV %#llx at byte 520: 0 in the standard format", (unsigned long long)xcomp_bv);
+    if (room & ~xcr0)
+        REFUSE("XCOMP_BV %#llx at byte 520: XCR0 is %#llx", (unsigned long long)xcomp_bv, (unsigned long long)xcr0);
+    if (in_use & ~room)
+        REFUSE("XSTATE_BV %#llx at byte 512: only %#llx may be there", (unsigned long long)in_use,
+               (unsigned long long)room);
+    if (!zeros(image, HEADER_AT + 16, HEADER_AT + (compact ? RESERVED_COMPACTED : RESERVED_STANDARD)))
+        REFUSE("reserved bytes of the header (from byte 528) are not zero");
+    uint32_t mxcsr = (uint32_t)word_at(image, MXCSR_AT);
+    if ((!compact || in_use & SSE) && mxcsr & ~processor()->mxcsr_mask)
+        REFUSE("MXCSR %#x at byte 24: only bits in %#x may be set", mxcsr, processor()->mxcsr_mask);
+    struct arrangement arrangement = arrangement_of(room, compact);
+    if (extent(in_use, &arrangement) > size)
+        REFUSE("XSTATE_BV %#llx needs %zu bytes, and there are %zu", (unsigned long long)in_use,
+               extent(in_use, &arrangement), size);
+    return NULL;
+}
+
+int image_through_registers(const char *image, size_t size, void *area)
+{
+    size_t room = (processor()->area_size + 4095) & ~4095ul;
+    uint64_t mask = processor()->managed_mask;
+    if (size > room)
+        size = room;
+    char *copy = mmap(NULL, room + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED)
+        return ENOMEM;
+    memcpy(copy, image, size);
+    if (signals_acquire()) {
+        munmap(copy, room + 4096);
+        return ENOMEM;
+    }
+    uint32_t mxcsr = mxcsr_read();
+    uint16_t fcw = fcw_read();
+    int refused = xstate_exchange(copy, area, mask, mask, processor()->xsavec);
+    xstate_restore(initial_image(), mask);
+    control_words_write(mxcsr, fcw);
+    signals_release();
+    explicit_bzero(copy, size);
+    munmap(copy, room + 4096);
+    uint64_t *in_use = (uint64_t *)((char *)area + HEADER_AT);
+    if (!refused && !processor()->xsavec && (uint32_t)word_at(area, MXCSR_AT) != MXCSR_INITIAL)
+        *in_use |= SSE; /* XSAVE counts XMM alone in XSTATE_BV[1], and writes MXCSR all the same */
+    return refused;
+}
