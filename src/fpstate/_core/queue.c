@@ -1,5 +1,5 @@
 /* Round robin over vCPUs: the loop that stays in C until one of them needs a decision. */
-#include "core.h"
+#include "cores.h"
 
 #include <errno.h>
 #include <string.h>
@@ -58,8 +58,10 @@ static uint32_t run_slice(struct vcpu *vcpu, struct carrier *carrier)
         vcpu->pkru = pkru_read();
         pkru_write(carrier->host_pkru);
     }
-    if (vcpu->spilled)
+    if (vcpu->spilled) {
         spill_settle(vcpu, carrier);
+        carrier->live = ~0ull;
+    }
     vcpu->slices++;
     return kind;
 }
@@ -160,6 +162,9 @@ int queue_run(struct queue *queue, const struct run_limits *limits, struct vcpu 
     }
     carrier->flags = (queue->compact ? CARRIER_COMPACT : 0) | (processor()->pkru ? CARRIER_PKRU : 0) |
                      (queue->timing ? CARRIER_TIMING : 0);
+    carrier->store = queue->compact ? (void *)chosen_core->store : NULL;
+    carrier->load = queue->compact ? (void *)chosen_core->load_checked : NULL;
+    carrier->live = ~0ull;
     uint64_t missed = carrier->ticks_in_host;
     rounds(queue, carrier, limits, decision);
     queue->ticks_in_host += carrier->ticks_in_host - missed;

@@ -1,6 +1,8 @@
 /* Queue: vCPUs in a ring that one host thread at a time runs, without the GIL. */
 #include "types.h"
 
+#include "cores.h"
+
 #include <string.h>
 
 enum { SAMPLES = 1 << 16, QUANTUM_MINIMUM_NS = 20000 };
@@ -28,6 +30,9 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         raise_error("UnsupportedHere", "XSAVEC with XGETBV(1) (CPUID.(0DH,1):EAX[1] and [2])");
         return NULL;
     }
+    int error = core_ready();
+    if (error)
+        return context_failed(error);
     Queue *self = (Queue *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (!self)
         return NULL;

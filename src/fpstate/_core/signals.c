@@ -62,6 +62,16 @@ static bool within(uint64_t address, const char *start, const char *end)
     return address >= (uint64_t)start && address < (uint64_t)end;
 }
 
+extern const char __start_fpstate_switching[] __attribute__((visibility("hidden")));
+extern const char __stop_fpstate_switching[] __attribute__((visibility("hidden")));
+
+/* In the trampoline, or in the cores' functions that it calls. */
+static bool in_trampoline(uint64_t address)
+{
+    return within(address, trampoline_start, trampoline_end) ||
+           within(address, __start_fpstate_switching, __stop_fpstate_switching);
+}
+
 /* A guest that sets TF and leaves by the exit call traps in the trampoline: it leaves all the same, without TF. */
 static bool single_step(int signal, greg_t *registers)
 {
@@ -155,7 +165,7 @@ static void on_tick(int signal, siginfo_t *info, void *raw)
     if (!carrier)
         return;
     struct vcpu *vcpu = carrier->vcpu;
-    if (!vcpu || within((uint64_t)registers[REG_RIP], trampoline_start, trampoline_end)) {
+    if (!vcpu || in_trampoline((uint64_t)registers[REG_RIP])) {
         carrier->ticks_in_host++;
         return;
     }
@@ -184,7 +194,7 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
     } else if (within(at, enter_xrstor, enter_end)) { /* a jump to where no guest can be */
         note_fault(vcpu, signal, info, registers);
         continue_at(vcpu_save, vcpu, registers);
-    } else if (within(at, trampoline_start, trampoline_end)) {
+    } else if (in_trampoline(at)) {
         if (!single_step(signal, registers))
             chain(signal, info, raw);
     } else {

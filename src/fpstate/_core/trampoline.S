@@ -8,7 +8,11 @@
 # The host's loop uses general registers alone, so the guest's vector state, once saved, may stay in the registers:
 # the next guest's restore covers every component, and carrier_stop wipes what the last one left.
 #
-# A tick anywhere between trampoline_start and trampoline_end is let pass: the timer is periodic.
+# Where the fast core is the chosen one, its functions take the place of XRSTOR and XSAVEC. CARRIER_LIVE is what may be
+# in use in the registers when a guest is entered: what the last one had in use, or everything.
+#
+# A tick anywhere between trampoline_start and trampoline_end is let pass, and in the cores' functions too: the timer is
+# periodic.
 
 #include "offsets.h"
 
@@ -38,11 +42,27 @@ vcpu_enter:
     mov     %rsp, V(VCPU_HOST_RSP)
     mov     %rsi, V(VCPU_CARRIER)
     mov     V(VCPU_FPSTATE), %rcx
+    mov     %rbx, CARRIER_VCPU(%rsi)    # from here on the signal handler knows whose guest is on
+    mov     CARRIER_LOAD(%rsi), %rax
+    test    %rax, %rax
+    jz      load_all
+    mov     V(VCPU_RESTORE_MASK), %rdx
+    cmp     CARRIER_FULL_MASK(%rsi), %rdx
+    jne     load_all                    # the fast core loads everything
+    mov     %rcx, %rdi
+    mov     CARRIER_LIVE(%rsi), %rdx
+    lea     V(VCPU_ARRANGEMENT), %rsi
+    call    *%rax
+    mov     V(VCPU_FPSTATE), %rcx
+    mov     V(VCPU_CARRIER), %rsi
+    test    %eax, %eax
+    jz      loaded                      # else nothing was loaded: XRSTOR takes it, or refuses it
+load_all:
     mov     V(VCPU_RESTORE_MASK), %eax
     mov     V(VCPU_RESTORE_MASK + 4), %edx
-    mov     %rbx, CARRIER_VCPU(%rsi)    # from here on the signal handler knows whose guest is on
 enter_xrstor:
     xrstor64 (%rcx)
+loaded:
     wrgsbase %rbx
     testl   $CARRIER_TIMING, CARRIER_FLAGS(%rsi)
     jz      1f
@@ -118,6 +138,7 @@ vcpu_save:
     or      %rdx, %rax
     and     CARRIER_FULL_MASK(%rsi), %rax
     mov     %rax, V(VCPU_IN_USE)
+    mov     %rax, CARRIER_LIVE(%rsi)
     mov     V(VCPU_SAVE_MASK), %rdx
     mov     %rdx, %rcx
     not     %rcx
@@ -128,6 +149,9 @@ vcpu_save:
     mov     %eax, %ecx
     or      %edx, %ecx
     jz      saved                       # nothing in use and no buffer
+    mov     CARRIER_STORE(%rsi), %rdi
+    test    %rdi, %rdi
+    jnz     save_moves
     mov     V(VCPU_FPSTATE), %rcx
     xsavec64 (%rcx)
 saved:
@@ -144,6 +168,15 @@ saved:
     pop     %rbp
     pop     %rbx
     ret
+
+save_moves:
+    mov     %rdi, %rax
+    mov     V(VCPU_FPSTATE), %rdi
+    lea     V(VCPU_ARRANGEMENT), %rsi
+    mov     V(VCPU_IN_USE), %rdx
+    call    *%rax
+    mov     V(VCPU_CARRIER), %rsi
+    jmp     saved
 
 save_spill:
     mov     CARRIER_FULL_MASK(%rsi), %rax
@@ -183,6 +216,7 @@ restore_fs:
 # The handler sends us here when enter_xrstor raised #GP; rbx = vcpu, rsp = the host's, state initial.
 vcpu_refused:
     mov     V(VCPU_CARRIER), %rsi
+    movq    $-1, CARRIER_LIVE(%rsi)
     movl    $EXIT_REFUSED, V(VCPU_EXIT_KIND)
     jmp     saved
 

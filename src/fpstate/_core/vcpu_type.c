@@ -1,6 +1,8 @@
 /* Vcpu: the general registers of one guest, where its vector state lies, and why it last left. */
 #include "types.h"
 
+#include "arrangement.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -52,6 +54,7 @@ static PyObject *vcpu_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     memset(self->vcpu, 0, size);
     self->vcpu->object = self;
     self->vcpu->fpstate = initial_image();
+    self->vcpu->arrangement = *initial_arrangement();
     self->vcpu->restore_mask = processor()->managed_mask;
     if (processor()->pkru)
         self->vcpu->pkru = pkru_read();
@@ -82,6 +85,7 @@ static PyObject *vcpu_attach(PyObject *object, PyObject *args)
     if (where == Py_None) {
         vcpu->fpstate = initial_image();
         vcpu->save_mask = 0;
+        vcpu->arrangement = *initial_arrangement();
     } else {
         Py_buffer view;
         if (PyObject_GetBuffer(where, &view, PyBUF_WRITABLE))
@@ -95,6 +99,7 @@ static PyObject *vcpu_attach(PyObject *object, PyObject *args)
         }
         vcpu->fpstate = address;
         vcpu->save_mask = mask;
+        vcpu->arrangement = arrangement_of(mask, true);
     }
     vcpu->spilled = 0;
     vcpu->slack_saves = 0;
