@@ -19,7 +19,7 @@ HELD_TO_LIMITS: Final = 100_000
 
 
 def measure(settings: Settings) -> Measured:
-    """Measure both cores, with and without the successor named, beside the plain instructions over plain slots."""
+    """Measure both cores, as it is, with the successor named, and in one call, beside plain instructions over slots."""
     subjects, missing = cores()
     walks, ratios = list[dict[str, Any]](), dict[str, dict[str, Ratio]]()
     masks = classes()
@@ -40,9 +40,14 @@ def measure(settings: Settings) -> Measured:
     return Measured({name: worst(cases) for name, cases in ratios.items()}, {"walks": walks}, missing)
 
 
+def named(name: str) -> str:
+    """Return the name of the way where each call names the successor."""
+    return f"{name}, next"
+
+
 def ahead(name: str) -> str:
-    """Return the name of the way where a core is told the successor."""
-    return f"{name}, next named"
+    """Return the name of the way where one call makes all switches, and looks ahead in the order."""
+    return f"{name}, in order"
 
 
 def _walk(
@@ -56,6 +61,7 @@ def _walk(
     }
     for core in subjects:
         ways[core.name] = core.walk(ring, "switch", starts, steps)
+        ways[named(core.name)] = core.walk(ring, "next", starts, steps)
         ways[ahead(core.name)] = core.walk(ring, "rotate next", starts, steps)
     return in_turn(ways, settings.repeats)
 

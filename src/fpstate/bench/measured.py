@@ -19,7 +19,7 @@ class Settings:
     repeats: int = LEAST_REPEATS
     steps: int = 20_000
     many: tuple[int, ...] = MANY
-    many_steps: int = 50_000
+    many_steps: int = 20_000
     million: int = 1_000_000
     quick: bool = False
 

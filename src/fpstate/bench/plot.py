@@ -8,10 +8,11 @@ from typing import Any, Final
 from xml.sax.saxutils import escape
 
 WIDTH: Final = 920
-_LEFT: Final = 250
-_RIGHT: Final = 850
+_LEFT: Final = 280
+_RIGHT: Final = 820
 _ROW: Final = 22
-_COLOURS: Final = ("#b26a00", "#2f5f94", "#6f9fd0", "#3c7a32", "#7fb974", "#8a97a6")
+_LINES: Final = ("b26a00", "8a97a6", "a9c8e8", "6f9fd0", "2f5f94", "b5dbae", "7fb974", "3c7a32")
+"""Colours: the plain instructions, merely reading, and each core in three ways."""
 _STYLE: Final = """text { font-family: "DejaVu Sans", Verdana, sans-serif; font-size: 12px; fill: #1d2733; }
     .head { font-size: 15px; font-weight: bold; } .small { font-size: 10px; fill: #4a5868; } .end { text-anchor: end; }
     .ours { fill: #3c7a32; } .full { fill: #2f5f94; } .part { fill: #b9c4d0; } .missed { fill: #b3261e; }
@@ -108,7 +109,7 @@ def _walks(report: dict[str, Any], top: int) -> tuple[list[str], int]:
             for walk in walks
             if way in walk["ns"]
         )
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = f"#{_LINES[index % len(_LINES)]}"
         parts.append(f'<polyline class="line" stroke="{colour}" points="{points}"/>')
         key = top + 30 + index * 18
         parts.append(f'<line class="line" stroke="{colour}" x1="720" x2="745" y1="{key}" y2="{key}"/>')

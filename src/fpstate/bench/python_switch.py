@@ -30,7 +30,7 @@ def measure(settings: Settings) -> Measured:
     for name, mask in classes().items():
         cases[name] = taken = _class(mask, subjects, greenlet, settings)
         rows.append({"class": name, "mask": hex(mask), "ns": figures(taken)})
-    bulk = {core.name: _bulk(core, settings) for core in subjects if hasattr(core, "bulk")}
+    bulk = {core.name: _bulk(core, settings) for core in subjects}
     ratios = _ratios(cases[ALL_BUT_X87], [core.name for core in subjects])
     if bulk:
         name, taken = max(bulk.items(), key=lambda item: item[1]["bulk"].min / item[1]["loop in C"].min)

@@ -41,6 +41,7 @@ def tables(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, ...]]]
         yield "Warm switches in C, ns", _by_case(report["switch"]["classes"], ("class",))
     if "python" in report:
         yield "Switches from Python, ns", _by_case(report["python"]["classes"], ("class",))
+        yield "What the call from Python adds, ns", _overheads(report["python"]["call_overhead"])
         yield "Round robin by one call from Python, ns", _by_case(report["python"]["bulk"], ("core",))
     if "many" in report:
         walks = report["many"]["walks"]
@@ -69,6 +70,14 @@ def _by_case(cases: Iterable[dict[str, Any]], keys: tuple[str, ...]) -> list[tup
     for case in cases:
         names = (f"{case[key]:,}" if isinstance(case[key], int) else case[key] for key in keys)
         rows.append((*names, *(_pair(case["ns"][way]) if way in case["ns"] else "-" for way in ways)))
+    return rows
+
+
+def _overheads(cores: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("core", "added", "at most", "met", "class")]
+    for name, added in cores.items():
+        met = "yes" if added["met"] else "NO"
+        rows.append((name, f"{added['ns']:.1f}", f"{added['limit']:.1f}", met, added["case"]))
     return rows
 
 
