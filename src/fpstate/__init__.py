@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fpstate.engine.kvm.engine import KvmEngine
     from fpstate.engine.leak import audit
     from fpstate.engine.native import NativeEngine
-    from fpstate.program import Program
+    from fpstate.program import Program, get_include
     from fpstate.vso import Kind, Manager, Pool, Scheduler, Vso
 
 _LATER = {
@@ -31,6 +31,7 @@ _LATER = {
     "Scheduler": "fpstate.vso",
     "Vso": "fpstate.vso",
     "audit": "fpstate.engine.leak",
+    "get_include": "fpstate.program",
 }
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Vso",
     "audit",
     "errors",
+    "get_include",
 ]
 
 

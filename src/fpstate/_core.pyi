@@ -7,7 +7,7 @@ All sizes and offsets are bytes, masks are component bitmaps as in XCR0. Errors 
 from collections.abc import Callable, Sequence
 from typing import Final, TypedDict, final, type_check_only
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, CapsuleType
 
 EXIT_NONE: Final[int]
 EXIT_CALL: Final[int]
@@ -16,6 +16,12 @@ EXIT_FAULT: Final[int]
 EXIT_PREEMPTED: Final[int]
 EXIT_REFUSED: Final[int]
 EXIT_EXPIRED: Final[int]
+
+fpstate_c_api: Final[CapsuleType]
+"""The C interface: a capsule named ``fpstate._core.fpstate_c_api`` around a ``struct fpstate_api``.
+
+The struct and what its functions do are documented in ``fpstate.h`` (``fpstate.get_include()``), and in docs/c-api.md.
+"""
 
 @type_check_only
 class Features(TypedDict):

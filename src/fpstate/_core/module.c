@@ -1,6 +1,8 @@
 /* The module: processor facts, the guarded exchange, the spill area, and the types. */
 #include "types.h"
 
+#include "c_api.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -232,6 +234,14 @@ static int add_type(PyObject *module, const char *name, PyType_Spec *spec, int (
     return 0;
 }
 
+static int add_c_api(PyObject *module)
+{
+    PyObject *capsule = PyCapsule_New((void *)c_api(), FPSTATE_API_NAME, NULL);
+    int failed = capsule ? PyModule_AddObjectRef(module, "fpstate_c_api", capsule) : -1;
+    Py_XDECREF(capsule);
+    return failed;
+}
+
 static int core_exec(PyObject *module)
 {
     static const struct {
@@ -247,7 +257,7 @@ static int core_exec(PyObject *module)
             return -1;
     if (PyModule_AddFunctions(module, ptrace_methods) || PyModule_AddFunctions(module, bulk_methods) ||
         PyModule_AddFunctions(module, bench_methods) || PyModule_AddFunctions(module, bench_context_methods) ||
-        PyModule_AddFunctions(module, switch_methods) ||
+        PyModule_AddFunctions(module, switch_methods) || add_c_api(module) ||
         PyModule_AddFunctions(module, choice_methods))
         return -1;
     return add_type(module, "Slab", &slab_spec, NULL) || add_type(module, "Memory", &memory_spec, NULL) ||

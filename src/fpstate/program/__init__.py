@@ -5,7 +5,7 @@ from fpstate.program.builtin import BUILTIN, Builtin
 from fpstate.program.expected.canary import canary_pattern
 from fpstate.program.expected.probe import parse_probe
 from fpstate.program.fault import FAULTS, Fault
-from fpstate.program.installed import flat_file, include_dir
+from fpstate.program.installed import flat_file, get_include, include_dir
 from fpstate.program.load import Program, Segment
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Segment",
     "canary_pattern",
     "flat_file",
+    "get_include",
     "include_dir",
     "parse_probe",
 ]

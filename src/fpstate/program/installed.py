@@ -1,4 +1,4 @@
-"""Where the built guest programs and their header lie."""
+"""Where the built guest programs and the C headers lie."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ def include_dir() -> Path:
     Raises UnsupportedHere when it is not installed.
     """
     return _find("include/fpstate_guest.h").parent
+
+
+def get_include() -> str:
+    """The folder of ``fpstate.h``, for ``include_dirs`` of an extension module or a compiler's ``-I``.
+
+    Raises UnsupportedHere when it is not installed.
+    """
+    return str(_find("include/fpstate.h").parent)
