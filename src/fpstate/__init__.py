@@ -20,22 +20,27 @@ if TYPE_CHECKING:
     from fpstate.engine.native import NativeEngine
     from fpstate.program import Program, get_include
     from fpstate.vso import Kind, Manager, Pool, Scheduler, Vso
+    from fpstate.vso.switching import Context, Order, switch
 
 _LATER = {
+    "Context": "fpstate.vso.switching",
     "Kind": "fpstate.vso",
     "KvmEngine": "fpstate.engine.kvm.engine",
     "Manager": "fpstate.vso",
     "NativeEngine": "fpstate.engine.native",
+    "Order": "fpstate.vso.switching",
     "Pool": "fpstate.vso",
     "Program": "fpstate.program",
     "Scheduler": "fpstate.vso",
     "Vso": "fpstate.vso",
     "audit": "fpstate.engine.leak",
     "get_include": "fpstate.program",
+    "switch": "fpstate.vso.switching",
 }
 
 __all__ = [
     "Component",
+    "Context",
     "Cpu",
     "Float80",
     "Format",
@@ -48,6 +53,7 @@ __all__ = [
     "Manager",
     "Mxcsr",
     "NativeEngine",
+    "Order",
     "Pool",
     "Program",
     "Registers",
@@ -56,6 +62,7 @@ __all__ = [
     "audit",
     "errors",
     "get_include",
+    "switch",
 ]
 
 

@@ -61,6 +61,76 @@ def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], wipe: bo
     Raises ValueError for a piece outside of either; the area is wiped all the same.
     """
 
+def save_state(buffer: Buffer | None, room: int, /) -> tuple[int, bool]:
+    """Save the thread's registers to a VSO's buffer, laid out for ``room``, with the chosen core.
+
+    Returns what is in use, and whether the state lies in this thread's spill area, laid out for everything managed,
+    because the buffer (None: there is none) has no room for it: then nothing was written to the buffer. The registers
+    stay as they are. Raises ValueError for a buffer that is no XSAVE area.
+    """
+
+def load_state(buffer: Buffer | None, /) -> None:
+    """Load a VSO's image, or with None the initial state, over everything that the core manages.
+
+    Raises ImageError for what XRSTOR would refuse, which is not loaded; RestoreFault where it refuses all the same.
+    """
+
+def load_spilled() -> None:
+    """Load the state in this thread's spill area again. Raises RestoreFault where there is none."""
+
+@type_check_only
+class Choice(TypedDict):
+    core: str
+    reason: str
+    pairs: int
+    mismatches: int
+    permille: tuple[int, int, int]
+    test_cycles: int
+    measure_cycles: int
+
+def core_choice(setting: str | None = None, candidate: str | None = None) -> Choice:
+    """Return which core switches, chosen at the first use, and why: the self-test's outcome and what was measured.
+
+    ``permille`` is the fast core's time by the portable one's with in use what a glibc process has, all but x87, and
+    everything. With arguments it says what would be chosen for this ``setting`` of FPSTATE_CORE and this core in the
+    fast one's place, and changes nothing. Raises SettingError for a setting that is unknown, UnsupportedHere where
+    it asks for a core that cannot be had.
+    """
+
+def core_use(name: str, /) -> str:
+    """Let ``portable`` or ``fast`` be the chosen core from now on, for measurements; returns the earlier one's name."""
+
+def core_trial(
+    core: str,
+    count: int = 0,
+    seed: int = 1,
+    *,
+    moves: int = -1,
+    offsets: tuple[int, int, int, int] | None = None,
+) -> dict[str, int | bool]:
+    """Switch between random states with a core, and compare every register with what XRSTOR and XSAVE make of them.
+
+    ``count`` is how many pairs, 0 for every pair of in-use classes once. ``moves`` holds the fast core to these
+    components, so that the others go through XSAVE-family instructions. ``offsets`` are where AVX, opmask, ZMM_Hi256
+    and Hi16_ZMM lie, instead of where this processor has them. Cores: portable, fast, fast-avx512, fast-avx, and
+    those that get one thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx. Returns ``pairs``,
+    ``mismatches`` and, of the first of these, the components in use ``from`` and ``to``, the ``component``, and
+    whether it was ``saved`` wrong, else loaded. Raises UnsupportedHere for a core that cannot run here.
+    """
+
+def core_cycles(core: str, one: int, other: int, rounds: int, /) -> int:
+    """Return the time stamp cycles of ``rounds`` switches to and fro between states with these components in use."""
+
+def switch(outgoing: Context, incoming: Context, next: Context | None = None, /) -> None:
+    """Save the thread's registers to ``outgoing`` and load ``incoming``; fetch ``next`` into the cache.
+
+    Everything that the core manages (XCR0 without PKRU) is saved and loaded: nothing of one context stays in the
+    registers for the next. The thread goes on with the incoming state: rounding, exception masks, x87 stack and all.
+    What Python's own code leaves in the registers between two calls is part of what is saved. An ``outgoing`` that
+    holds no memory gets some, an ``incoming`` that is parked is unpacked. Raises PoolExhausted, and then nothing has
+    changed.
+    """
+
 def bench_pairs(image: Buffer, rounds: int, /) -> int:
     """Return the nanoseconds of ``rounds`` times XSAVEC to one buffer and XRSTOR from another, in turn."""
 
@@ -162,6 +232,68 @@ def gather(
     are done. Raises ValueError for anything that would reach beyond a buffer, and where they overlap. Runs without
     the GIL.
     """
+
+@final
+class Context:
+    """One full register state. Without memory at first: it is initial.
+
+    Raises, when the first one is made, SettingError and UnsupportedHere as ``core_choice`` does. Not for several
+    threads at once.
+    """
+
+    def __new__(cls) -> Context: ...
+    def load(self, image: Buffer, /) -> None:
+        """Let it hold the state that XRSTOR makes of an image, in either of this processor's formats.
+
+        The image is checked, and then passed through the registers under a guard: the thread's vector registers become
+        initial, its control words stay. Raises ImageError for what XRSTOR refuses, PoolExhausted.
+        """
+
+    def image(self) -> bytes:
+        """Return the state: everything managed, compacted where there is XSAVEC; what is absent has initial bytes."""
+
+    def save(self) -> None:
+        """Let it hold the thread's registers. Raises PoolExhausted."""
+
+    def restore(self) -> None:
+        """Let the thread go on with its state. Raises PoolExhausted where it was parked."""
+
+    def park(self) -> int:
+        """Pack it into as few bytes as its live registers need; returns the bytes given back. Raises PoolExhausted."""
+
+    def wipe(self) -> None:
+        """Throw its state away: it is initial, and holds no memory."""
+
+    @property
+    def in_use(self) -> int:
+        """The components that the state holds (XSTATE_BV)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory for the state: 0 where it is initial, fewer where it is parked."""
+
+    @property
+    def parked(self) -> bool: ...
+
+@final
+class Order:
+    """Contexts in the order of their turns: ``indices`` into them, or one after the other.
+
+    Raises ValueError for an empty order, IndexError for an index that is none.
+    """
+
+    def __new__(cls, contexts: Sequence[Context], indices: Sequence[int] | None = None) -> Order: ...
+    def __len__(self) -> int: ...
+    def run(self, switches: int, prefetch: bool | None = None) -> None:
+        """Load the context whose turn it is, switch to the next so many times, and save the last; all in C.
+
+        ``prefetch`` fetches the successors' states early; None: where all of them exceed the second-level cache. The
+        thread's vector registers are initial afterwards, its control words as before. Holds the GIL. Raises
+        PoolExhausted; ``position`` then says whose turn it was.
+        """
+
+    @property
+    def position(self) -> int: ...
 
 @final
 class Slab:

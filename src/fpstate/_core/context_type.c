@@ -195,6 +195,7 @@ static PyGetSetDef context_getset[] = {
     {0},
 };
 static PyType_Slot context_slots[] = {
+    {Py_tp_doc, (void *)"One full register state; switch() goes from one to another."},
     {Py_tp_new, context_new},         {Py_tp_dealloc, context_dealloc}, {Py_tp_methods, context_methods},
     {Py_tp_getset, context_getset},   {0, NULL},
 };

@@ -258,7 +258,7 @@ static int core_exec(PyObject *module)
     if (PyModule_AddFunctions(module, ptrace_methods) || PyModule_AddFunctions(module, bulk_methods) ||
         PyModule_AddFunctions(module, bench_methods) || PyModule_AddFunctions(module, bench_context_methods) ||
         PyModule_AddFunctions(module, switch_methods) || add_c_api(module) ||
-        PyModule_AddFunctions(module, choice_methods))
+        PyModule_AddFunctions(module, choice_methods) || PyModule_AddFunctions(module, state_methods))
         return -1;
     return add_type(module, "Slab", &slab_spec, NULL) || add_type(module, "Memory", &memory_spec, NULL) ||
                    add_type(module, "Vcpu", &vcpu_spec, remember_vcpu_type) ||

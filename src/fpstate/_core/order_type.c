@@ -130,6 +130,7 @@ static PyGetSetDef order_getset[] = {
     {0},
 };
 static PyType_Slot order_slots[] = {
+    {Py_tp_doc, (void *)"Contexts in the order of their turns; run() switches through them in C."},
     {Py_tp_new, order_new},       {Py_tp_dealloc, order_dealloc}, {Py_tp_methods, order_methods},
     {Py_tp_getset, order_getset}, {Py_sq_length, order_length},   {0, NULL},
 };

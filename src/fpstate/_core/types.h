@@ -8,7 +8,7 @@
 #include "core.h"
 
 extern PyType_Spec slab_spec, memory_spec, vcpu_spec, queue_spec, context_spec, order_spec;
-extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], bench_context_methods[], switch_methods[], choice_methods[];
+extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], bench_context_methods[], switch_methods[], choice_methods[], state_methods[];
 
 struct vcpu *vcpu_of(PyObject *object); /* no check: for objects known to be vCPUs */
 bool is_vcpu(PyObject *object);

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = "fpstate-cpu/1"
 _INSTRUCTIONS = ("XSAVE", "OSXSAVE", "XSAVEOPT", "XSAVEC", "XGETBV1", "XSAVES", "XFD")
 _CONFIGS = ("kernel_max", "kernel_default", "guest_default", "user_max", "user_default")
+_CLASSES = ("typical", "all but x87", "everything")
 _COLUMNS = ("#", "component", "", "size", "standard", "XSAVEC", "XSAVES", "flags", "what")
 
 
@@ -68,6 +69,7 @@ def describe(cpu: Cpu) -> dict[str, Any]:
         },
         "kernel": _kernel() if is_host else None,
         "engines": _engines() if is_host else None,
+        "switching": _switching() if is_host else None,
         "contradictions": [
             {
                 **{"code": finding.code, "found": finding.found, "expected": finding.expected},
@@ -131,6 +133,20 @@ def _engines() -> list[dict[str, Any]]:
     return [{"name": item.name, "works": item.works, "reason": item.reason} for item in availability()]
 
 
+def _switching() -> dict[str, Any] | None:
+    """Say which core switches contexts; raises SettingError and UnsupportedHere for what FPSTATE_CORE says."""
+    try:
+        from fpstate.vso.switching import core_choice
+    except FpStateError:  # the native core is not built; the engines say so
+        return None
+    choice = core_choice()
+    ratios = dict(zip(_CLASSES, choice.ratios or (None,) * len(_CLASSES), strict=True))
+    return {
+        **{"core": choice.name, "reason": choice.reason, "ratios": ratios},
+        "self_test": {"pairs": choice.pairs, "mismatches": choice.mismatches},
+    }
+
+
 def _facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     cpu, linux, frame = report["cpu"], report["linux"], report["signal_frame"]
     yield "processor", f"{cpu['name']} ({cpu['provenance']})"
@@ -168,8 +184,18 @@ def _host_facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         stated = kernel["minsigstksz"]
         agrees = "agrees" if stated in (frame["ia32"], frame["no_ia32"]) else "DIFFERS from the layout"
         yield "AT_MINSIGSTKSZ", "not stated" if stated is None else f"{stated} bytes, {agrees}"
+    if report["switching"]:
+        yield "switching core", _core_text(report["switching"])
     for engine in report["engines"] or ():
         yield f"engine {engine['name']}", "works" if engine["works"] else f"does not work: {engine['reason']}"
+
+
+def _core_text(switching: dict[str, Any]) -> str:
+    test = switching["self_test"]
+    tried = f"; {test['pairs'] - test['mismatches']} of {test['pairs']} pairs right" if test["pairs"] else ""
+    ratios = ", ".join(f"{name} {value:.2f}" for name, value in switching["ratios"].items() if value)
+    measured = f"; time by the portable core's: {ratios}" if ratios else ""
+    return f"{switching['core']}: {switching['reason']}{tried}{measured}"
 
 
 def _mask(text: str) -> str:

@@ -146,6 +146,19 @@ class Manager:
         with self._lock:
             self._growths += bool(grown)
 
+    def switch(self, outgoing: Vso, incoming: Vso) -> None:
+        """Save this thread's registers to one VSO and load another's; ``outgoing`` grows where it must.
+
+        Raises PermissionDenied where the thread uses what ``outgoing`` may not, which is then initial and so are the
+        registers; PoolExhausted, and then nothing has changed; ImageError where ``incoming`` holds an illegal
+        image; UnsupportedHere where the manager's processor is not this one.
+        """
+        from fpstate.vso.exchange import switch_vsos
+
+        self._check_owned(outgoing)
+        self._check_owned(incoming)
+        switch_vsos(self, outgoing, incoming)
+
     def park(self, vso: Vso) -> int:
         """Shrink a VSO to what its saved state uses; returns the bytes that were given back, scrubbed first."""
         self._check_owned(vso)

@@ -1,0 +1,124 @@
+/* save_state and load_state: the thread's registers to a VSO's buffer and back, for a manager's switch. */
+#include "types.h"
+
+#include "choice.h"
+#include "legal.h"
+
+#include <errno.h>
+
+#define FREELY_CHOSEN ((uint64_t)(X87 | SSE | AVX | AVX512))
+
+static PyObject *no_buffer(void)
+{
+    PyErr_SetString(PyExc_ValueError, "a state buffer is 64-byte aligned and has at least 576 bytes");
+    return NULL;
+}
+
+static bool get_area(PyObject *object, Py_buffer *view, int flags)
+{
+    if (PyObject_GetBuffer(object, view, flags))
+        return false;
+    if ((uintptr_t)view->buf % 64 == 0 && view->len >= LEGACY_AND_HEADER)
+        return true;
+    PyBuffer_Release(view);
+    no_buffer();
+    return false;
+}
+
+/* Without XGETBV(1) nobody knows before the save: all of it goes to the spill area. */
+static uint64_t in_use_now(void)
+{
+    return processor()->xgetbv1 ? xgetbv(1) & processor()->managed_mask : ~0ull;
+}
+
+/* save_state(buffer, room): (in use, whether it lies in the spill area) */
+static PyObject *core_save_state(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *where;
+    unsigned long long room;
+    Py_buffer view = {0};
+    if (!PyArg_ParseTuple(args, "OK:save_state", &where, &room))
+        return NULL;
+    struct carrier *carrier = carrier_of_thread();
+    if (!carrier)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    int error = core_ready();
+    if (error)
+        return context_failed(error);
+    if (where == Py_None)
+        room = 0;
+    else if (!get_area(where, &view, PyBUF_WRITABLE))
+        return NULL;
+    struct arrangement arrangement = arrangement_of(room, processor()->xsavec);
+    uint64_t in_use = in_use_now();
+    bool spilled = in_use & ~room;
+    if (spilled)
+        in_use = portable_core()->save(carrier->spill, whole());
+    else if (view.buf)
+        in_use = chosen_core->save(view.buf, &arrangement);
+    if (view.buf)
+        PyBuffer_Release(&view);
+    return Py_BuildValue("(KO)", (unsigned long long)in_use, spilled ? Py_True : Py_False);
+}
+
+static int guarded_load(const void *area)
+{
+    if (signals_acquire())
+        return -1;
+    int refused = xstate_restore(area, processor()->managed_mask);
+    signals_release();
+    return refused;
+}
+
+/* load_state(buffer): its image becomes the registers' state; None: the initial one; what is illegal is not loaded */
+static PyObject *core_load_state(PyObject *module, PyObject *where)
+{
+    (void)module;
+    char why[160];
+    Py_buffer view;
+    int error = core_ready();
+    if (error)
+        return context_failed(error);
+    if (where == Py_None) {
+        chosen_core->load(initial_image(), initial_arrangement());
+        Py_RETURN_NONE;
+    }
+    if (!get_area(where, &view, PyBUF_SIMPLE))
+        return NULL;
+    const uint64_t *header = (const uint64_t *)((const char *)view.buf + HEADER_AT);
+    struct arrangement arrangement = arrangement_of(header[1] & ~COMPACTED & processor()->xcr0, header[1] & COMPACTED);
+    bool illegal = image_illegal(view.buf, (size_t)view.len, why, sizeof why);
+    int refused = 0;
+    if (!illegal && header[1] & COMPACTED && !(header[0] & ~FREELY_CHOSEN))
+        chosen_core->load(view.buf, &arrangement);
+    else if (!illegal)
+        refused = guarded_load(view.buf);
+    PyBuffer_Release(&view);
+    if (illegal || refused) {
+        raise_error(illegal ? "ImageError" : "RestoreFault",
+                    illegal ? why : "XRSTOR raised #GP: the processor refuses this image");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* load_spilled(): what save_state put into the spill area becomes the registers' state again */
+static PyObject *core_load_spilled(PyObject *module, PyObject *none)
+{
+    (void)module;
+    (void)none;
+    struct carrier *carrier = carrier_of_thread();
+    if (!carrier || guarded_load(carrier->spill)) {
+        raise_error("RestoreFault", "the spill area holds no state");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyMethodDef state_methods[] = {
+    {"save_state", core_save_state, METH_VARARGS, NULL},
+    {"load_state", core_load_state, METH_O, NULL},
+    {"load_spilled", core_load_spilled, METH_NOARGS, NULL},
+    {0},
+};
