@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.util
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,18 @@ def test_get_include_is_where_both_headers_are():
 
 def test_the_table_is_as_large_as_the_header_says(table):
     assert (table.version, table.size) == (1, ctypes.sizeof(Table))
+
+
+def test_the_members_are_those_of_the_header_and_all_documented():
+    header = (ROOT / "programs" / "include" / "fpstate.h").read_text()
+    (struct,) = re.findall(r"typedef struct fpstate_api \{(.*?)\} fpstate_api;", header, re.DOTALL)
+    declared = re.findall(r"uint32_t (\w+);|\(\*(\w+)\)\(", struct)
+    page = (ROOT / "docs" / "c-api.md").read_text()
+    documented = re.findall(
+        r"^\| `(\w+)` \|", page.partition("## The table")[2].partition("## Rules")[0], re.MULTILINE
+    )
+    members = [name for name, *_ in Table._fields_]
+    assert members == ["".join(names) for names in declared] == documented
 
 
 def test_a_capsule_of_another_name_is_not_taken(core):

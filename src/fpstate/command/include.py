@@ -1,4 +1,4 @@
-"""``fpstate include``: where the header for guest programs lies."""
+"""``fpstate include``: where the C headers lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fpstate.program.installed import include_dir
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb ``include`` to the command line."""
-    parser = subparsers.add_parser("include", help="print the folder of fpstate_guest.h, for gcc -I")
+    parser = subparsers.add_parser("include", help="print the folder of fpstate.h and fpstate_guest.h, for gcc -I")
     parser.set_defaults(run=run)
 
 
