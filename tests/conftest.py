@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +44,20 @@ def native(core: ModuleType) -> ModuleType:
     if lacking := missing():
         pytest.skip(lacking)
     return core
+
+
+@pytest.fixture(params=["portable", "fast"])
+def each_core(native: ModuleType, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both cores in turn as the one that switches."""
+    from fpstate.errors import UnsupportedHere
+
+    native.core_choice()
+    try:
+        earlier = native.core_use(request.param)
+    except UnsupportedHere as error:
+        pytest.skip(str(error))
+    yield request.param
+    native.core_use(earlier)
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,25 @@ from fpstate.arch import Component, mask_of
 from fpstate.engine.kvm.engine import KvmEngine
 from fpstate.engine.kvm.engine import missing as missing_for_kvm
 from fpstate.engine.native import NativeEngine
+from fpstate.errors import UnsupportedHere
 from fpstate.vso.manager import Manager
 
 AVX = mask_of(Component.AVX)
 
 
-@pytest.fixture(params=["compacted", "standard"])
-def manager(native: ModuleType, request: pytest.FixtureRequest) -> Manager:
-    """A manager of this processor, and one that does without XSAVEC."""
+@pytest.fixture(params=["compacted", "fast", "standard"])
+def manager(native: ModuleType, request: pytest.FixtureRequest) -> Iterator[Manager]:
+    """A manager of this processor, with either core, and one that does without XSAVEC."""
     found = native.features()
-    if request.param == "compacted" and not (found["xsavec"] and found["xgetbv1"]):
+    if request.param != "standard" and not (found["xsavec"] and found["xgetbv1"]):
         pytest.skip("XSAVEC with XGETBV(1) (CPUID.(0DH,1):EAX[1] and [2])")
-    return Manager(cpu_without_xsavec() if request.param == "standard" else None)
+    native.core_choice()
+    try:
+        earlier = native.core_use("fast" if request.param == "fast" else "portable")
+    except UnsupportedHere as error:
+        pytest.skip(str(error))
+    yield Manager(cpu_without_xsavec() if request.param == "standard" else None)
+    native.core_use(earlier)
 
 
 @pytest.fixture

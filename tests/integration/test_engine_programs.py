@@ -72,6 +72,7 @@ def test_canaries_that_yield_all_the_time_meet_ticks_in_the_trampoline(engine: N
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("each_core")
 @pytest.mark.parametrize("processors", PROCESSORS, indirect=True)
 def test_a_thousand_canaries_survive_ten_thousand_preemptions(native, processors: int) -> None:
     manager = Manager()

@@ -11,6 +11,8 @@ from fpstate.vso import Manager, Pool
 
 CONTEXTS = 16
 
+pytestmark = pytest.mark.usefixtures("each_core")
+
 
 class SkipsWhatIsAbsent(NativeEngine):
     """Restores what the next context has, and leaves what it lacks in the registers."""

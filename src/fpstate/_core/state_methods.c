@@ -31,6 +31,17 @@ static uint64_t in_use_now(void)
     return processor()->xgetbv1 ? xgetbv(1) & processor()->managed_mask : ~0ull;
 }
 
+/* A carrier's timer needs the tick's signal, which the first acquisition chooses. */
+static struct carrier *carrier_with_signal(void)
+{
+    if (!tick_signal()) {
+        if (signals_acquire())
+            return NULL;
+        signals_release();
+    }
+    return carrier_of_thread();
+}
+
 /* save_state(buffer, room): (in use, whether it lies in the spill area) */
 static PyObject *core_save_state(PyObject *module, PyObject *args)
 {
@@ -40,7 +51,7 @@ static PyObject *core_save_state(PyObject *module, PyObject *args)
     Py_buffer view = {0};
     if (!PyArg_ParseTuple(args, "OK:save_state", &where, &room))
         return NULL;
-    struct carrier *carrier = carrier_of_thread();
+    struct carrier *carrier = carrier_with_signal();
     if (!carrier)
         return PyErr_SetFromErrno(PyExc_OSError);
     int error = core_ready();
@@ -108,7 +119,7 @@ static PyObject *core_load_spilled(PyObject *module, PyObject *none)
 {
     (void)module;
     (void)none;
-    struct carrier *carrier = carrier_of_thread();
+    struct carrier *carrier = carrier_with_signal();
     if (!carrier || guarded_load(carrier->spill)) {
         raise_error("RestoreFault", "the spill area holds no state");
         return NULL;
