@@ -1,13 +1,14 @@
 /* SDM vol. 1, 13.8.1 and 13.12: what makes XRSTOR raise #GP. */
 #include "legal.h"
 #include "arrangement.h"
+#include "shelf.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 
-enum { RESERVED_STANDARD = 24, RESERVED_COMPACTED = 64 };
+enum { RESERVED_STANDARD = 24, RESERVED_COMPACTED = 64, SLACK = 64 };
 
 static uint64_t word_at(const char *image, size_t offset)
 {
@@ -65,18 +66,24 @@ const char *image_illegal(const char *image, size_t size, char *why, size_t why_
     return NULL;
 }
 
+static struct shelf copies;
+
+static void size_copies(void)
+{
+    copies.stride = shelf_stride(processor()->area_size + SLACK);
+}
+
 int image_through_registers(const char *image, size_t size, void *area)
 {
-    size_t room = (processor()->area_size + 4095) & ~4095ul;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     uint64_t mask = processor()->managed_mask;
-    if (size > room)
-        size = room;
-    char *copy = mmap(NULL, room + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (copy == MAP_FAILED)
+    pthread_once(&once, size_copies);
+    char *copy = shelf_take(&copies);
+    if (!copy)
         return ENOMEM;
-    memcpy(copy, image, size);
+    memcpy(copy, image, size < processor()->area_size ? size : processor()->area_size);
     if (signals_acquire()) {
-        munmap(copy, room + 4096);
+        shelf_give(&copies, copy);
         return ENOMEM;
     }
     uint32_t mxcsr = mxcsr_read();
@@ -85,8 +92,7 @@ int image_through_registers(const char *image, size_t size, void *area)
     xstate_restore(initial_image(), mask);
     control_words_write(mxcsr, fcw);
     signals_release();
-    explicit_bzero(copy, size);
-    munmap(copy, room + 4096);
+    shelf_give(&copies, copy);
     uint64_t *in_use = (uint64_t *)((char *)area + HEADER_AT);
     if (!refused && !processor()->xsavec && (uint32_t)word_at(area, MXCSR_AT) != MXCSR_INITIAL)
         *in_use |= SSE; /* XSAVE counts XMM alone in XSTATE_BV[1], and writes MXCSR all the same */
