@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ALIGNMENT = 64, PAGE = 4096 };
+enum { ALIGNMENT = 64, PAGE = 4096, HUGE_PAGE = 2 << 20 };
 
 typedef struct {
     PyObject_HEAD
@@ -14,6 +14,24 @@ typedef struct {
     Py_ssize_t *free_slots;
     Py_ssize_t free_count;
 } Slab;
+
+/* Large slabs start on a huge page's boundary, and have huge pages where the kernel gives them. */
+static char *map_slots(size_t size)
+{
+    size_t slack = size >= HUGE_PAGE ? HUGE_PAGE - PAGE : 0;
+    char *start = mmap(NULL, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED)
+        return NULL;
+    if (!slack)
+        return start;
+    char *aligned = (char *)(((uintptr_t)start + slack) & ~(uintptr_t)(HUGE_PAGE - 1));
+    if (aligned > start)
+        munmap(start, (size_t)(aligned - start));
+    if (aligned - start < (ptrdiff_t)slack)
+        munmap(aligned + size, slack - (size_t)(aligned - start));
+    madvise(aligned, size, MADV_HUGEPAGE);
+    return aligned;
+}
 
 static PyObject *slab_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -32,9 +50,7 @@ static PyObject *slab_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->mapped = (stride * count + 2 * PAGE - 1) / PAGE * PAGE;
     self->stride = stride;
     self->count = count;
-    self->memory = mmap(NULL, (size_t)self->mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (self->memory == MAP_FAILED)
-        self->memory = NULL;
+    self->memory = map_slots((size_t)self->mapped);
     self->in_use = PyMem_Calloc((size_t)count, 1);
     self->free_slots = PyMem_Calloc((size_t)count, sizeof *self->free_slots);
     if (!self->memory || !self->in_use || !self->free_slots) {

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 ALIGNMENT = 64
 """XSAVE areas start at a multiple of this (SDM vol. 1, 13.4)."""
 SLAB_BYTES = 64 * 1024
+"""Bytes of the first slab of a size. Each further one is twice as large, up to ``LARGEST_SLAB``."""
+LARGEST_SLAB = 4 << 20
+"""Slabs of 2 MiB and more lie on transparent huge pages where the kernel has them."""
+_PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +65,7 @@ class Pool:
 
     def take(self, size: int) -> Buffer:
         """Return a zeroed buffer of ``size`` bytes. Raises PoolExhausted or MemoryError; nothing is lost then."""
-        stride = -(-size // ALIGNMENT) * ALIGNMENT
+        stride = stride_of(size)
         with self._lock:
             slab = self._slab_with_room(stride)
             buffer = Buffer(slab, slab.take(), size)
@@ -93,13 +97,19 @@ class Pool:
         for slab in reversed(slabs):
             if slab.taken < slab.count:
                 return slab
-        slabs.append(_new_slab(stride))
+        slabs.append(_new_slab(stride, min(SLAB_BYTES << len(slabs), LARGEST_SLAB)))
         return slabs[-1]
 
 
-def _new_slab(stride: int) -> Slab:
+def stride_of(size: int) -> int:
+    """Return the distance of two buffers: aligned, and no multiple of 4096, at which loads and stores alias."""
+    stride = -(-size // ALIGNMENT) * ALIGNMENT
+    return stride if stride % _PAGE else stride + ALIGNMENT
+
+
+def _new_slab(stride: int, size: int) -> Slab:
     try:
         from fpstate._core import Slab
     except ImportError as error:
         raise UnsupportedHere("the native core (fpstate._core), which aligns buffers") from error
-    return Slab(stride, max(1, SLAB_BYTES // stride))
+    return Slab(stride, max(1, size // stride))

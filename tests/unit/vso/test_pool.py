@@ -3,7 +3,7 @@
 import pytest
 
 from fpstate.errors import VsoError
-from fpstate.vso.pool import ALIGNMENT, SLAB_BYTES, Pool
+from fpstate.vso.pool import ALIGNMENT, LARGEST_SLAB, SLAB_BYTES, Pool
 
 core = pytest.importorskip("fpstate._core", reason="the native core (fpstate._core) is not built")
 
@@ -30,6 +30,28 @@ def test_buffers_do_not_overlap() -> None:
     for index, buffer in enumerate(buffers):
         buffer.view[:] = bytes([index % 256]) * 600
     assert all(bytes(buffer.view) == bytes([index % 256]) * 600 for index, buffer in enumerate(buffers))
+
+
+@pytest.mark.parametrize("size", [4096, 4090, 8192, 12288])
+def test_no_two_buffers_are_a_multiple_of_4096_apart_that_are_neighbours(size: int) -> None:
+    """A load from one and a store to the other would be taken for the same address (4 KiB aliasing)."""
+    pool = Pool()
+    first, second = pool.take(size), pool.take(size)
+    assert first.slab is second.slab
+    assert first.slab.stride % 4096 == ALIGNMENT
+    assert first.slab.stride >= size
+
+
+def test_slabs_grow_and_the_large_ones_start_on_a_huge_page() -> None:
+    pool = Pool()
+    buffers = [pool.take(2432) for _ in range(8000)]
+    slabs = {id(buffer.slab): buffer.slab for buffer in buffers}.values()
+    assert len(slabs) < 12
+    large = [slab for slab in slabs if slab.stride * slab.count >= 2 << 20]
+    assert large
+    assert all(slab.address % (2 << 20) == 0 for slab in large)
+    assert max(slab.stride * slab.count for slab in slabs) <= LARGEST_SLAB
+    assert pool.bytes_mapped >= pool.bytes_held == 8000 * 2432
 
 
 def test_a_freed_buffer_is_used_again() -> None:
