@@ -117,8 +117,8 @@ static int switch_in_place(struct context *from, struct context *to)
     int error = context_unpark(to);
     if (error)
         return error;
-    from->in_use = to->area ? chosen_core->exchange(from->area, to->area, whole(), whole())
-                            : chosen_core->exchange(from->area, initial_image(), whole(), initial_arrangement());
+    chosen_core->exchange(from->area, to->area ? to->area : initial_image(), whole(),
+                          to->area ? whole() : initial_arrangement(), &from->in_use);
     return 0;
 }
 

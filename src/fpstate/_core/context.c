@@ -176,11 +176,27 @@ void context_read(const struct context *context, void *image)
             make_initial(image, i);
 }
 
+static bool nothing_in_use(void)
+{
+    return processor()->xgetbv1 && !(xgetbv(1) & full.managed);
+}
+
+/* A context that has nothing in use needs no memory for that. */
+static int leave_initial(struct context *from, struct context *to)
+{
+    int error = context_restore(to);
+    if (!error)
+        forget(from);
+    return error;
+}
+
 /* One of them has no area: memory is found before anything changes. */
 static int switch_with_memory(struct context *from, struct context *to)
 {
     if (from == to)
         return context_save(from);
+    if (!from->area && nothing_in_use())
+        return leave_initial(from, to);
     void *area = from->area ? from->area : new_area();
     if (!area)
         return ENOMEM;
@@ -190,8 +206,8 @@ static int switch_with_memory(struct context *from, struct context *to)
             shelf_give(&areas, area);
         return error;
     }
-    uint64_t in_use = to->area ? chosen_core->exchange(area, to->area, &full, &full)
-                               : chosen_core->exchange(area, nothing, &full, &none);
+    uint64_t in_use;
+    chosen_core->exchange(area, to->area ? to->area : nothing, &full, to->area ? &full : &none, &in_use);
     saved(from, area, in_use);
     return 0;
 }
@@ -200,8 +216,7 @@ int context_switch(struct context *from, struct context *to)
 {
     if (!from->area || !to->area)
         return switch_with_memory(from, to);
-    from->in_use = chosen_core->exchange(from->area, to->area, &full, &full);
-    return 0;
+    return chosen_core->exchange(from->area, to->area, &full, &full, &from->in_use);
 }
 
 static void fetch(const char *start, uint32_t size)

@@ -11,8 +11,9 @@ struct core {
     uint64_t needs; /* components that it has moves for, and cannot run without */
     uint64_t (*save)(void *area, const struct arrangement *arrangement);
     void (*load)(const void *area, const struct arrangement *arrangement);
-    uint64_t (*exchange)(void *from, const void *to, const struct arrangement *from_arrangement,
-                         const struct arrangement *to_arrangement);
+    /* Both; ``in_use`` is told before the load. Returns 0, so that a switch ends in a jump to it. */
+    int (*exchange)(void *from, const void *to, const struct arrangement *from_arrangement,
+                    const struct arrangement *to_arrangement, uint64_t *in_use);
     /* For the trampoline, which has read XGETBV(1) itself; NULL in the portable core. */
     void (*store)(void *area, const struct arrangement *arrangement, uint64_t in_use);
     uint64_t (*load_checked)(const void *area, const struct arrangement *arrangement, uint64_t in_use);
@@ -21,7 +22,7 @@ struct core {
 #define DECLARE_CORE(name)                                                                                             \
     uint64_t name##_save(void *, const struct arrangement *);                                                          \
     void name##_load(const void *, const struct arrangement *);                                                        \
-    uint64_t name##_exchange(void *, const void *, const struct arrangement *, const struct arrangement *);            \
+    int name##_exchange(void *, const void *, const struct arrangement *, const struct arrangement *, uint64_t *);     \
     void name##_store(void *, const struct arrangement *, uint64_t);                                                   \
     uint64_t name##_load_checked(const void *, const struct arrangement *, uint64_t)
 DECLARE_CORE(fast_avx512);
@@ -31,9 +32,9 @@ DECLARE_CORE(sabotaged_mxcsr);
 DECLARE_CORE(sabotaged_mxcsr_avx);
 uint64_t portable_save(void *, const struct arrangement *);
 void portable_load(const void *, const struct arrangement *);
-uint64_t portable_exchange(void *, const void *, const struct arrangement *, const struct arrangement *);
+int portable_exchange(void *, const void *, const struct arrangement *, const struct arrangement *, uint64_t *);
 uint64_t standard_save(void *, const struct arrangement *);
-uint64_t standard_exchange(void *, const void *, const struct arrangement *, const struct arrangement *);
+int standard_exchange(void *, const void *, const struct arrangement *, const struct arrangement *, uint64_t *);
 
 extern const struct core *chosen_core; /* valid once core_ready() has returned 0 */
 

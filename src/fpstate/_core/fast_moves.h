@@ -251,10 +251,11 @@
 \name\()_exchange:
     mov     %rdx, %r9
     mov     %rcx, %r10
-    READ_IN_USE %r8, %r9
+    READ_IN_USE (%r8), %r9
+    mov     %rax, %r8
     STORE   %rdi, %r9, %r8, %r8b, \wide
     LOAD    %rsi, %r10, %r8, %r8b, \wide, \sabotage
-    mov     %r8, %rax
+    xor     %eax, %eax
     ret
 
     .p2align 6

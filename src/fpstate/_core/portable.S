@@ -29,9 +29,11 @@ portable_exchange:
     mov     %rdx, %r9
     MASK    ARRANGEMENT_ROOM(%r9)
     xsavec64 (%rdi)
+    mov     512(%rdi), %r11
+    mov     %r11, (%r8)
     MASK    ARRANGEMENT_MANAGED(%r10)
     xrstor64 (%rsi)
-    mov     512(%rdi), %rax
+    xor     %eax, %eax
     ret
 
     .p2align 6
@@ -54,9 +56,11 @@ standard_exchange:
     MASK    ARRANGEMENT_ROOM(%r9)
     xsave64 (%rdi)
     COUNT_MXCSR
+    mov     512(%rdi), %r11
+    mov     %r11, (%r8)
     MASK    ARRANGEMENT_MANAGED(%r10)
     xrstor64 (%rsi)
-    mov     512(%rdi), %rax
+    xor     %eax, %eax
     ret
 
     .p2align 6

@@ -233,7 +233,8 @@ static void try_pair(struct trial *trial, const struct core *core, const struct 
     poison(trial->to, trial->stride, arrangement);
     lay_out(to, trial->to, arrangement);
     portable_load(from, whole());
-    core->exchange(trial->from, trial->to, arrangement, arrangement);
+    uint64_t in_use;
+    core->exchange(trial->from, trial->to, arrangement, arrangement, &in_use);
     portable_core()->save(trial->check, whole());
     report->pairs++;
     int wrong = difference(trial->from, arrangement, from, whole());
@@ -288,10 +289,10 @@ uint64_t trial_cycles(struct trial *trial, const struct core *core, uint64_t one
     place_state(trial, one, trial->from);
     place_state(trial, other, trial->to);
     portable_load(trial->from, whole());
-    uint64_t start = __builtin_ia32_rdtsc();
+    uint64_t in_use, start = __builtin_ia32_rdtsc();
     for (uint32_t i = 0; i < rounds; i++) {
-        core->exchange(trial->from, trial->to, whole(), whole());
-        core->exchange(trial->to, trial->from, whole(), whole());
+        core->exchange(trial->from, trial->to, whole(), whole(), &in_use);
+        core->exchange(trial->to, trial->from, whole(), whole(), &in_use);
     }
     return __builtin_ia32_rdtsc() - start;
 }
