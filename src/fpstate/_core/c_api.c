@@ -20,7 +20,9 @@ _Static_assert(sizeof(struct fpstate_control) == sizeof(struct control), "fpstat
 _Static_assert(offsetof(struct fpstate_control, fcw) == offsetof(struct control, fcw), "fpstate_control");
 
 static struct shelf handles = {.stride = ALIGNMENT};
+/* Known before there is a table, or a context to name. */
 static uint32_t mxcsr_reserved;
+static const struct arrangement *full, *none;
 
 static bool is_context(const struct fpstate_context *context)
 {
@@ -47,12 +49,19 @@ static size_t api_context_alignment(void)
     return ALIGNMENT;
 }
 
+static int first_of_all(struct context *state)
+{
+    full = whole();
+    none = initial_arrangement();
+    return context_init(state);
+}
+
 static int api_create(struct fpstate_context **context)
 {
     if (!context)
         return EINVAL;
     struct fpstate_context made = {.magic = MAGIC};
-    int error = context_init(&made.state);
+    int error = first_of_all(&made.state);
     struct fpstate_context *place = error ? NULL : shelf_take(&handles);
     if (!place)
         return error ? error : ENOMEM;
@@ -66,7 +75,7 @@ static void *initial_area(char *area)
 {
     bytes_clear(area, processor()->area_size);
     *(uint32_t *)(area + MXCSR_AT) = MXCSR_INITIAL;
-    *(uint64_t *)(area + HEADER_XCOMP_AT) = whole()->xcomp_bv;
+    *(uint64_t *)(area + HEADER_XCOMP_AT) = full->xcomp_bv;
     return area;
 }
 
@@ -75,7 +84,7 @@ static int api_create_in(void *storage, size_t size, struct fpstate_context **co
     if (!context || !storage || (uintptr_t)storage % ALIGNMENT || size < api_context_size())
         return EINVAL;
     struct fpstate_context made = {.magic = MAGIC, .in_place = true};
-    int error = context_init(&made.state);
+    int error = first_of_all(&made.state);
     if (error)
         return error;
     made.state.area = initial_area((char *)storage + ALIGNMENT);
@@ -102,7 +111,7 @@ static int api_save(struct fpstate_context *context)
         return EINVAL;
     if (!context->in_place)
         return context_save(&context->state);
-    context->state.in_use = chosen_core->save(context->state.area, whole());
+    context->state.in_use = chosen_core->save(context->state.area, full);
     return 0;
 }
 
@@ -117,8 +126,8 @@ static int switch_in_place(struct context *from, struct context *to)
     int error = context_unpark(to);
     if (error)
         return error;
-    chosen_core->exchange(from->area, to->area ? to->area : initial_image(), whole(),
-                          to->area ? whole() : initial_arrangement(), &from->in_use);
+    from->in_use = to->area ? chosen_core->exchange(from->area, to->area, full, full)
+                            : chosen_core->exchange(from->area, initial_image(), full, none);
     return 0;
 }
 
