@@ -9,7 +9,9 @@ from fpstate.program.installed import include_dir
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb ``include`` to the command line."""
-    parser = subparsers.add_parser("include", help="print the folder of fpstate.h and fpstate_guest.h, for gcc -I")
+    parser = subparsers.add_parser(
+        "include", help="print the folder of fpstate.h and fpstate_guest.h, for gcc -I"
+    )
     parser.set_defaults(run=run)
 
 
