@@ -126,9 +126,9 @@ static int switch_in_place(struct context *from, struct context *to)
     int error = context_unpark(to);
     if (error)
         return error;
-    from->in_use = to->area ? chosen_core->exchange(from->area, to->area, full, full)
-                            : chosen_core->exchange(from->area, initial_image(), full, none);
-    return 0;
+    if (!to->area)
+        return chosen_core->exchange(from->area, initial_image(), full, none, &from->in_use);
+    return chosen_core->exchange(from->area, to->area, full, full, &from->in_use);
 }
 
 static int api_switch_state(struct fpstate_context *from, struct fpstate_context *to)
