@@ -448,6 +448,40 @@ def test_a_context_may_be_switched_to_itself(table):
         assert kept == FE_UPWARD
 
 
+WITHOUT_MEMORY = """
+import ctypes, errno, resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from c_table import Storage, created, created_in, table_of
+from fpstate import _core
+
+ctypes.CDLL("libm.so.6").fesetround(0x800)  # then MXCSR is in use, and every state needs memory
+table = table_of(_core)
+one, other = (created_in(table, Storage(table)) for _ in range(2))
+contexts = [created(table) for _ in range(50_000)]
+mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped, resource.RLIM_INFINITY))
+saved = 0
+while saved < len(contexts) and not (error := table.save(contexts[saved])):
+    saved += 1
+in_place = {table.switch_state(one, other) or table.switch_state(other, one) for _ in range(1000)}
+without = table.switch_state(contexts[saved], one)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+afterwards = table.save(contexts[saved])
+print(error == errno.ENOMEM, without == errno.ENOMEM, in_place == {0}, afterwards == 0)
+"""
+
+
+def test_where_there_is_no_memory_contexts_in_storage_go_on_and_the_others_say_so():
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY, str(ROOT / "tests")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout.split() == ["True"] * 4, result.stderr
+
+
 def test_control_words_alone_change_the_rounding(table):
     before, one, three = Control(), 1.0, 3.0
     table.switch_control(before, UPWARD)
