@@ -1,4 +1,4 @@
-# Verbs: run, test, lint, bench, fuzz, sanitize, test-vm, test-bochs, clean. Each does the set-up that it needs.
+# Verbs: run, test, lint, bench, performance, fuzz, sanitize, test-vm, test-bochs, clean. Each does the set-up that it needs.
 # PYTHON=/path/to/python chooses another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ SANITIZED := build/sanitize
 STRICT := $(if $(CI),ON,OFF)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench fuzz sanitize test-vm test-bochs clean
+.PHONY: run test lint bench performance fuzz sanitize test-vm test-bochs clean
 
 run: $(VENV)/installed
 	$(BIN)/fpstate run
@@ -29,12 +29,19 @@ lint: $(VENV)/installed-lint
 # Each of them says what it measures and may miss its target, or lack a tool; none may take longer than this.
 BENCH_SECONDS := 600
 BENCHMARKS := $(sort $(wildcard tests/benchmarks/*.py))
-bench: $(VENV)/installed
+bench: $(VENV)/installed-bench
+	$(BIN)/fpstate bench
 	@failed=0; for script in $(BENCHMARKS); do \
 		echo "== $$script"; \
 		timeout -k 10 $(BENCH_SECONDS) $(BIN)/python $$script || { code=$$?; echo "== $$script: exit code $$code"; \
 			[ $$code -eq 3 ] || failed=1; }; \
 	done; exit $$failed
+
+# The measured part of docs/performance.md, and its picture; for a machine that does nothing else meanwhile.
+performance: $(VENV)/installed-bench
+	mkdir -p build
+	$(BIN)/fpstate bench --json --plot docs/performance.svg > build/performance.json
+	$(BIN)/python -m fpstate.bench.page build/performance.json docs/performance.md
 
 # Every source under coverage-guided fuzzing, FUZZ_SECONDS in all; what crashes is kept in build/fuzz.
 FUZZ_SECONDS ?= 60
@@ -64,6 +71,12 @@ $(VENV)/installed: $(NATIVE) | $(VENV)/bin/python
 
 $(VENV)/installed-test $(VENV)/installed-lint: $(VENV)/installed-%: $(VENV)/installed
 	$(BIN)/python $(PIP) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable '.[$*]'
+	touch $@
+
+# A peer that cannot be had is named by fpstate bench, and left out.
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python $(PIP) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable '.[bench]' || \
+		echo "bench: the peers of the extra 'bench' cannot be installed" >&2
 	touch $@
 
 $(SANITIZED)/installed: $(NATIVE) $(shell find src -name '*.py') | $(VENV)/bin/python

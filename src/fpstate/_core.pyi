@@ -107,13 +107,14 @@ def core_trial(
     *,
     moves: int = -1,
     offsets: tuple[int, int, int, int] | None = None,
+    standard: bool = False,
 ) -> dict[str, int | bool]:
     """Switch between random states with a core, and compare every register with what XRSTOR and XSAVE make of them.
 
     ``count`` is how many pairs, 0 for every pair of in-use classes once. ``moves`` holds the fast core to these
     components, so that the others go through XSAVE-family instructions. ``offsets`` are where AVX, opmask, ZMM_Hi256
-    and Hi16_ZMM lie, instead of where this processor has them. Cores: portable, fast, fast-avx512, fast-avx, and
-    those that get one thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx. Returns ``pairs``,
+    and Hi16_ZMM lie, instead of where this processor has them; ``standard`` has areas in the standard format. Cores:
+    portable, portable-xsave (for the standard format), fast, fast-avx512, fast-avx, and those that get one thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx. Returns ``pairs``,
     ``mismatches`` and, of the first of these, the components in use ``from`` and ``to``, the ``component``, and
     whether it was ``saved`` wrong, else loaded. Raises UnsupportedHere for a core that cannot run here.
     """
@@ -142,7 +143,7 @@ def bench_slots(image: Buffer, count: int, other: Buffer = ..., /) -> object:
     """
 
 def bench_walk(slots: object, way: str, order: Buffer, start: int, steps: int, /) -> int:
-    """Return the nanoseconds of a walk from slot ``order[start]`` over the next ``steps`` of u32 ``order``.
+    """Return the processor time in ns of a walk from slot ``order[start]`` over the next ``steps`` of u32 ``order``.
 
     At each step ``xsavec`` and ``fxsave`` save the slot behind and restore the one ahead, by that instruction;
     ``read`` reads one word of each cache line that the image ahead uses. Raises ValueError.
@@ -158,14 +159,14 @@ def bench_fill(ring: object, image: Buffer, first: int = ..., step: int = ..., /
     """Let every ``step``-th context from ``first`` on hold what ``image`` does. Raises RestoreFault, ImageError."""
 
 def bench_switches(ring: object, way: str, start: int, steps: int, /) -> int:
-    """Return the nanoseconds of ``steps`` switches in C, from ring member ``start`` on.
+    """Return the processor time in ns of ``steps`` switches in C, from ring member ``start`` on.
 
     ``switch`` calls the switch in a loop, ``next`` names the successor too, ``rotate`` is one call that does them
     all, without looking ahead or, as ``rotate next``, with it. Raises ValueError, PoolExhausted.
     """
 
 def bench_control(switches: int, /) -> int:
-    """Return the nanoseconds of so many switches of MXCSR and FCW alone, in C."""
+    """Return the processor time in ns of so many switches of MXCSR and FCW alone, in C."""
 
 def ptrace_snapshot(
     pid: int, capacity: int, limit_ns: int, /

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import resource
 import sys
+from array import array
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,9 @@ def deeds(core):
     bad = bytes(512) + (1 << 63).to_bytes(8, "little") + bytes(56)
     slab, memory, vcpu, queue = core.Slab(64, 8), core.Memory(4096), core.Vcpu(), core.Queue()
     area = core.Slab(640, 1)
+    context = core.Context()
+    contexts, turns = core.bench_ring([context]), array("I", [0, 1, 0, 1])
+    slots = core.bench_slots(image, 2) if core.features()["xsavec"] else None
 
     def take_and_give():
         slab.give(slab.take())
@@ -101,6 +105,20 @@ def deeds(core):
         "bench_pairs": lambda: core.bench_pairs(image, 1),
         "bench_pairs refused": lambda: refused(core.bench_pairs, bad, 1),
         "bench_pairs too long": lambda: refused(core.bench_pairs, bytes(1 << 16), 1),
+        "bench_slots": lambda: core.bench_slots(image, 2, image),
+        "bench_slots refused": lambda: refused(core.bench_slots, image, 2, bad),
+        "bench_walk": lambda: (core.bench_walk(slots, "read", turns, 0, 3), core.bench_size(slots)),
+        "bench_walk refused": lambda: refused(core.bench_walk, slots, "xsavec", turns, 1, 3),
+        "bench_ring": lambda: core.bench_ring([context]),
+        "bench_ring refused": lambda: refused(core.bench_ring, [context, None]),
+        "bench_fill": lambda: core.bench_fill(contexts, image),
+        "bench_fill refused": lambda: (
+            refused(core.bench_fill, contexts, bad),
+            refused(core.bench_fill, contexts, bytes(1 << 16)),
+        ),
+        "bench_switches": lambda: core.bench_switches(contexts, "rotate next", 0, 3),
+        "bench_switches refused": lambda: refused(core.bench_switches, contexts, "switch", 9, 3),
+        "bench_control": lambda: core.bench_control(2),
         "unspill": lambda: core.unspill(bytearray(64), [(0, 0, 8)] * 3),
         "unspill refused": lambda: refused(core.unspill, bytearray(64), [(0, 0, 8), (0, 60, 8)]),
         "unspill of nothing": lambda: refused(core.unspill, bytearray(64), [(0, 0, 8), 5]),
@@ -145,6 +163,15 @@ def deeds(core):
 NAMES = (
     *("cpuid", "xgetbv", "features", "numbers", "exchange", "exchange refused", "exchange too long"),
     *("exchange of nothing", "bench_pairs", "bench_pairs refused", "bench_pairs too long", "unspill"),
+    *(
+        "bench_slots",
+        "bench_slots refused",
+        "bench_walk",
+        "bench_walk refused",
+        "bench_ring",
+        "bench_ring refused",
+    ),
+    *("bench_fill", "bench_fill refused", "bench_switches", "bench_switches refused", "bench_control"),
     *("unspill refused", "unspill of nothing", "slab", "slab refused", "slab too large", "slab view"),
     *("take and give", "take from a full slab", "give refused", "memory", "memory refused", "write and read"),
     *(

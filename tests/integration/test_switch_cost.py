@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from instruction_count import instructions
 
+from fpstate import Cpu, Layout
 from fpstate.errors import FpStateError
 
 SETUP = """
@@ -26,7 +27,8 @@ order = _core.Order([one, other])
 """
 WAYS = {
     "loop": "_core.bench_switches(ring.native, 'switch', 0, n)",
-    "order": "order.run(n)",
+    "order": "order.run(n, False)",
+    "order, looking ahead": "order.run(n, True)",
     "calls": "for _ in range(n): switch(one, other)",
 }
 MOST = {
@@ -40,6 +42,7 @@ MOST = {
     ("fast", "all but x87", "order"): 300,
 }
 """By core, class and way: instructions of a switch at the most."""
+LINE = 64
 MOST_FOR_A_CALL = 60
 """Instructions of the core that a call from Python may add to the same switch in the core's own loop."""
 
@@ -69,6 +72,14 @@ def test_a_switch_takes_no_more_instructions_than_it_did(counted, case):
 def test_a_call_from_python_adds_few(counted):
     in_order, called = (counted("portable", "everything", way) for way in ("order", "calls"))
     assert called - in_order <= MOST_FOR_A_CALL
+
+
+def test_looking_ahead_fetches_the_lines_of_the_state_ahead(counted):
+    from fpstate.bench.state import EVERYTHING, classes
+
+    lines = Layout.compacted(Cpu.host(), classes()[EVERYTHING]).size // LINE
+    plain, ahead = (counted("portable", "everything", way) for way in ("order", "order, looking ahead"))
+    assert lines - 2 <= ahead - plain <= 8 * lines
 
 
 def test_a_switch_that_is_made_twice_is_found_out(counted):

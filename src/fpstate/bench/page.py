@@ -52,8 +52,8 @@ def _machine(report: dict[str, Any]) -> Iterator[str]:
         f"{machine['governor'] or 'not shown'}. Transparent huge pages: {machine['huge_pages']}."
     )
     yield (
-        f"{settings['repeats']} samples of each, in turn, on processor {machine['pinned_to']} of {machine['processors']}. "
-        f"Load before: {machine['load'][0]}; taken by the hypervisor meanwhile: {stolen} ms."
+        f"{settings['repeats']} samples of each, in turn, on processor {machine['pinned_to']}, one of "
+        f"{machine['processors']}. Load before: {machine['load'][0]}; taken by the hypervisor: {stolen} ms."
     )
 
 

@@ -92,3 +92,12 @@ def as_json(quantity: Quantity, ratio: Ratio | None, missing: str) -> dict[str, 
         "ours": ratio.ours.as_json(),
         "theirs": ratio.theirs.as_json(),
     }
+
+
+def beyond(report: dict[str, Any]) -> list[str]:
+    """Return the ratios that are beyond their limits even with a wide margin, for a busy machine."""
+    return [
+        name
+        for name, ratio in report["ratios"].items()
+        if ratio["value"] is not None and ratio["value"] > ratio["limit"] * WIDE_MARGIN
+    ]

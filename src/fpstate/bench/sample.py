@@ -1,4 +1,7 @@
-"""Samples of several ways, taken in turn, so that whatever else the machine does falls on all of them."""
+"""Samples of several ways, taken in turn, so that whatever else the machine does falls on all of them.
+
+Times are of the processor, not of the wall: others that run on it in between do not count.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fpstate.errors import FpStateError
+from fpstate.engine.native import missing
+from fpstate.errors import FpStateError, UnsupportedHere
 
 SCHEMA = "fpstate-bench/2"
 _SECTIONS = ("switch", "python", "many", "vcpu", "memory", "peers")
@@ -31,27 +32,37 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 1 with ``--gate`` where a limit is missed by a wide margin."""
+    """Measure and print; 1 with ``--gate`` where a limit is missed by a wide margin. Raises UnsupportedHere."""
+    _check(args)
+    lacking = missing()
+    if lacking:
+        raise UnsupportedHere(lacking, help="see: fpstate cpu")
     from fpstate.bench.measured import Settings
     from fpstate.bench.plot import draw
-    from fpstate.bench.report import beyond, measure
+    from fpstate.bench.quantity import beyond
+    from fpstate.bench.report import measure
     from fpstate.bench.table import lines
 
-    unknown = sorted(set(args.names) - set(_SECTIONS))
-    if unknown:
-        raise FpStateError(
-            f"nothing is measured under the name {unknown[0]!r}", help="known: " + ", ".join(_SECTIONS)
-        )
     settings = Settings.quickly() if args.quick else Settings()
     if args.repeats is not None:
-        if args.repeats < 1:
-            raise FpStateError(f"--repeats {args.repeats}: at least 1")
         settings = replace(settings, repeats=args.repeats)
     report = measure(args.names, settings, lambda name: print(f"bench: {name}", file=sys.stderr, flush=True))
     if args.plot:
         args.plot.write_text(draw(report), encoding="utf-8")
     print(json.dumps(report, indent=2) if args.json else "\n".join(lines(report)))
     return _gate(beyond(report)) if args.gate else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be before minutes are spent on it."""
+    unknown = sorted(set(args.names) - set(_SECTIONS))
+    if unknown:
+        known = ", ".join(_SECTIONS)
+        raise FpStateError(f"nothing is measured under the name {unknown[0]!r}", help=f"known: {known}")
+    if args.repeats is not None and args.repeats < 1:
+        raise FpStateError(f"--repeats {args.repeats}: at least 1")
+    if args.plot and not args.plot.parent.is_dir():
+        raise FpStateError(f"--plot {args.plot}: there is no folder {args.plot.parent}")
 
 
 def _gate(beyond: list[str]) -> int:
