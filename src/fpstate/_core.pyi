@@ -132,9 +132,6 @@ def switch(outgoing: Context, incoming: Context, next: Context | None = None, /)
     changed.
     """
 
-def bench_pairs(image: Buffer, rounds: int, /) -> int:
-    """Return the nanoseconds of ``rounds`` times XSAVEC to one buffer and XRSTOR from another, in turn."""
-
 def bench_slots(image: Buffer, count: int, other: Buffer = ..., /) -> object:
     """Return ``count`` slots, on transparent huge pages, with compacted images of what ``image`` holds.
 

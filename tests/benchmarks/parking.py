@@ -15,11 +15,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from round_trip import busy_image
-
 from fpstate import Context, Cpu, Image, Layout, _core
 from fpstate.arch import Component, mask_of
 from fpstate.arch.component import LEGACY
+from fpstate.bench.state import image_of
 from fpstate.vso.switching import load
 
 REPEATS, ROUNDS = 40, 200
@@ -40,10 +39,10 @@ def classes(cpu: Cpu, managed: int) -> dict[str, Image]:
     """Return an image of each class that this processor has."""
     found = {
         "glibc process": typical_image(cpu, managed),
-        "SSE": busy_image(cpu, SSE),
-        "AVX": busy_image(cpu, AVX & managed),
-        "all but x87": busy_image(cpu, managed & ~1),
-        "everything": busy_image(cpu, managed),
+        "SSE": image_of(SSE),
+        "AVX": image_of(AVX & managed),
+        "all but x87": image_of(managed & ~1),
+        "everything": image_of(managed),
     }
     return {name: image for name, image in found.items() if name != "AVX" or managed & AVX == AVX}
 

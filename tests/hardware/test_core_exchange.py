@@ -211,12 +211,3 @@ def test_compact_saves_are_refused_where_there_is_no_xsavec(core):
         pytest.skip("a processor without XSAVEC")
     with pytest.raises(UnsupportedHere, match="XSAVEC"):
         core.exchange(bytes(576), core.features()["managed_mask"], True)
-
-
-def test_pairs_of_saves_and_restores_are_timed(core):
-    if not core.features()["xsavec"]:
-        pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
-    image = Image.initial(Layout.standard(Cpu.host(), core.features()["managed_mask"])).to_bytes()
-    assert core.bench_pairs(image, 1000) > core.bench_pairs(image, 0) >= 0
-    with pytest.raises(RestoreFault):
-        core.bench_pairs(image[:512] + (1 << 63).to_bytes(8, "little"), 10)

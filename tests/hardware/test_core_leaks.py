@@ -102,9 +102,6 @@ def deeds(core):
         "exchange refused": lambda: refused(core.exchange, bad, mask),
         "exchange too long": lambda: refused(core.exchange, bytes(1 << 16), mask),
         "exchange of nothing": lambda: refused(core.exchange, None, mask),
-        "bench_pairs": lambda: core.bench_pairs(image, 1),
-        "bench_pairs refused": lambda: refused(core.bench_pairs, bad, 1),
-        "bench_pairs too long": lambda: refused(core.bench_pairs, bytes(1 << 16), 1),
         "bench_slots": lambda: core.bench_slots(image, 2, image),
         "bench_slots refused": lambda: refused(core.bench_slots, image, 2, bad),
         "bench_walk": lambda: (core.bench_walk(slots, "read", turns, 0, 3), core.bench_size(slots)),
@@ -162,7 +159,7 @@ def deeds(core):
 
 NAMES = (
     *("cpuid", "xgetbv", "features", "numbers", "exchange", "exchange refused", "exchange too long"),
-    *("exchange of nothing", "bench_pairs", "bench_pairs refused", "bench_pairs too long", "unspill"),
+    *("exchange of nothing", "unspill"),
     *(
         "bench_slots",
         "bench_slots refused",

@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from fpstate.bench.page import BEGIN, END, replaced
 from fpstate.bench.quantity import QUANTITIES, SECTIONS
+from fpstate.bench.table import lines
 from fpstate.command.main import main
 
 HIDE = "import sys; sys.modules['greenlet'] = sys.modules['gevent'] = None; "
@@ -107,6 +109,27 @@ def test_the_picture_is_well_formed_and_has_a_bar_for_each_ratio(measured):
     texts = {element.text for element in root.iter(f"{SVG}text")}
     assert {name for name, ratio in report["ratios"].items() if ratio["value"] is not None} <= texts
     assert {row["name"] for row in report["peers"]["rows"]} <= texts
+
+
+def test_the_page_is_made_of_the_report_and_made_anew_the_same(measured):
+    report, _ = measured
+    page = f"# Before\n\n{BEGIN}\nold figures\n{END}\n\nbehind\n"
+    made = replaced(page, report)
+    assert made.startswith("# Before\n")
+    assert made.endswith("\nbehind\n")
+    assert "old figures" not in made
+    assert all(f"| `{name}` |" in made for name in report["ratios"])
+    assert replaced(made, report) == made
+    with pytest.raises(ValueError, match="lacks"):
+        replaced("a page without marks", report)
+
+
+def test_the_text_has_every_ratio_and_table(measured):
+    report, _ = measured
+    text = "\n".join(lines(report))
+    assert all(name in text for name in report["ratios"])
+    for title in ("Warm switches", "Switches from Python", "Round robins", "Resident memory", "peers"):
+        assert title in text
 
 
 def test_peers_that_are_not_here_are_named_and_left_out(native, tmp_path):

@@ -137,7 +137,6 @@ extern const char enter_xrstor[], enter_end[], vcpu_exit[], vcpu_save[], vcpu_re
 int xstate_restore(const void *area, uint64_t mask); /* XRSTOR64; -1 where it raised #GP */
 int xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact);
 extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[];
-void bench_pairs(void *a, void *b, uint64_t mask, uint64_t rounds);
 uint64_t fsbase_read(void);
 uint64_t gsbase_read(void);
 void fsbase_write(uint64_t base);

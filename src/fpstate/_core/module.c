@@ -166,51 +166,6 @@ static PyObject *core_unspill(PyObject *module, PyObject *args)
     return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
 }
 
-static PyObject *core_bench_pairs(PyObject *module, PyObject *args)
-{
-    (void)module;
-    Py_buffer image;
-    unsigned long long rounds;
-    size_t area;
-    if (!PyArg_ParseTuple(args, "y*K:bench_pairs", &image, &rounds))
-        return NULL;
-    char *first = scratch(&area);
-    if (!first || (size_t)image.len > area || !processor()->xsavec) {
-        PyBuffer_Release(&image);
-        if (first)
-            release_scratch(first, area);
-        raise_error("UnsupportedHere", "XSAVEC, or memory for two images");
-        return NULL;
-    }
-    uint64_t mask = processor()->managed_mask;
-    uint32_t mxcsr = mxcsr_read();
-    uint16_t fcw = fcw_read();
-    struct timespec start, end;
-    memcpy(first, image.buf, (size_t)image.len);
-    PyBuffer_Release(&image);
-    if (signals_acquire()) {
-        release_scratch(first, area);
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    int refused = xstate_exchange(first, first + area, mask, mask, 1);
-    if (!refused) {
-        memcpy(first, first + area, area);
-        clock_gettime(CLOCK_MONOTONIC, &start);
-        xstate_restore(first, mask);
-        bench_pairs(first, first + area, mask, rounds);
-        xstate_restore(initial_image(), mask);
-        clock_gettime(CLOCK_MONOTONIC, &end);
-    }
-    control_words_write(mxcsr, fcw);
-    signals_release();
-    release_scratch(first, area);
-    if (refused) {
-        raise_error("RestoreFault", "XRSTOR raised #GP: the processor refuses this image");
-        return NULL;
-    }
-    return PyLong_FromLongLong((long long)(end.tv_sec - start.tv_sec) * 1000000000 + (end.tv_nsec - start.tv_nsec));
-}
-
 static PyMethodDef core_methods[] = {
     {"cpuid", core_cpuid, METH_VARARGS, NULL},
     {"xgetbv", core_xgetbv, METH_VARARGS, NULL},
@@ -219,7 +174,6 @@ static PyMethodDef core_methods[] = {
     {"tsc_hz", core_tsc_hz, METH_NOARGS, NULL},
     {"exchange", (PyCFunction)(void (*)(void))core_exchange, METH_VARARGS | METH_KEYWORDS, NULL},
     {"unspill", core_unspill, METH_VARARGS, NULL},
-    {"bench_pairs", core_bench_pairs, METH_VARARGS, NULL},
     {0},
 };
 

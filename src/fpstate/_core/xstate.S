@@ -3,11 +3,11 @@
 
     .text
     .globl xstate_restore, xstate_exchange
-    .globl guarded_xrstor, guarded_exchange, guarded_failed, bench_pairs
+    .globl guarded_xrstor, guarded_exchange, guarded_failed
     .globl fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
     .globl mxcsr_read, fcw_read, control_words_write
     .hidden xstate_restore, xstate_exchange
-    .hidden guarded_xrstor, guarded_exchange, guarded_failed, bench_pairs
+    .hidden guarded_xrstor, guarded_exchange, guarded_failed
     .hidden fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
     .hidden mxcsr_read, fcw_read, control_words_write
 
@@ -44,23 +44,6 @@ guarded_exchange:
 guarded_failed:
     mov     $-1, %eax
     ret
-
-# void bench_pairs(void *a, void *b, uint64_t mask, uint64_t rounds): XSAVEC into one, XRSTOR from the
-# other, and round again: what a switch costs at the least when the instructions made for it do it
-bench_pairs:
-    mov     %rcx, %r9
-    mov     %rdx, %r8
-    test    %r9, %r9
-    jz      2f
-1:  mov     %r8d, %eax
-    mov     %r8, %rdx
-    shr     $32, %rdx
-    xsavec64 (%rdi)
-    xrstor64 (%rsi)
-    xchg    %rdi, %rsi
-    dec     %r9
-    jnz     1b
-2:  ret
 
 fsbase_read:
     rdfsbase %rax

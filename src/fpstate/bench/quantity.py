@@ -41,7 +41,10 @@ QUANTITIES: Final = (
     Quantity("vcpu.portable", 1.6, "vcpu", "vCPU round trip, portable / bare XSAVEC+XRSTOR, worst class"),
     Quantity("vcpu.fast", 0.8, "vcpu", "vCPU round trip, fast, all but x87 / bare XSAVEC+XRSTOR"),
     Quantity(
-        "memory.million", 0.35, "memory", "resident bytes of 1,000,000 mixed contexts / of static blobs"
+        "memory.million",
+        0.35,
+        "memory",
+        "resident bytes of 1,000,000 mixed contexts, parked / of static blobs",
     ),
 )
 SECTIONS: Final = ("switch", "python", "many", "vcpu", "memory", "peers")

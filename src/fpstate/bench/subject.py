@@ -105,12 +105,16 @@ def cores() -> tuple[list[Core], dict[str, str]]:
                 Core(name).use()
                 found.append(Core(name))
             except FpStateError as error:
-                missing |= {
-                    quantity.name: str(error) for quantity in QUANTITIES if name in quantity.name.split(".")
-                }
+                missing |= dict.fromkeys(_depending(name), str(error))
     finally:
         _core.core_use(chosen)
     return found, missing
+
+
+def _depending(core: str) -> list[str]:
+    """Return the names of the quantities that need a core."""
+    names = [quantity.name for quantity in QUANTITIES]
+    return [name for name in names if core in name.split(".") or (core, name) == ("fast", "many.over_read")]
 
 
 def control_walk(steps: int) -> Callable[[], float]:
