@@ -111,6 +111,31 @@ def test_few_live_registers_take_few_bytes(core_used, layout):
     assert 0 < context.size <= 256
 
 
+def test_a_mix_of_parked_contexts_takes_a_third_of_static_blobs(core_used, layout):
+    """60 % SSE alone, 20 % AVX, 10 % everything, 10 % idle, with the objects that stand for them."""
+    if layout.size < 2432:
+        pytest.skip("AVX-512 (XCR0[7:5]), without which the blob is small")
+    names = {
+        "SSE": [f"xmm{number}" for number in range(16)],
+        "AVX": [f"ymm{number}" for number in range(16)],
+        "everything": [
+            *(f"zmm{number}" for number in range(32)),
+            *(f"k{number}" for number in range(8)),
+            "st0",
+        ],
+    }
+    taken = 0
+    for kind, count in (("SSE", 6), ("AVX", 2), ("everything", 1), (None, 1)):
+        image = Image.initial(layout)
+        for name in names.get(kind, ()):
+            image.registers[name] = (1 << 8 * image.registers.size_of(name) - 1) - 1
+        context = core_used.Context()
+        context.load(image.to_bytes())
+        context.park()
+        taken += count * (context.size + sys.getsizeof(context))
+    assert taken <= 0.35 * 10 * layout.size
+
+
 def test_switches_round_and_round_keep_every_state(core_used, layout, random_image):
     source = random.Random(4)
     images = [random_image(source, Format.STANDARD) for _ in range(64)]

@@ -95,6 +95,26 @@ def test_components_without_moves_go_through_xsavec_and_xrstor(fast, moved):
         assert report["mismatches"] == 0, (name, report)
 
 
+def test_the_portable_core_does_without_xsavec(core):
+    """XSAVE and XRSTOR, in the standard format."""
+    for count in (0, 20_000):
+        report = core.core_trial("portable-xsave", count, standard=True)
+        assert report["mismatches"] == 0, report
+    if core.features()["xsavec"]:
+        assert core.core_trial("portable", standard=True)["mismatches"] > 0
+
+
+@pytest.mark.parametrize(
+    "moved", range(16), ids=lambda moved: f"moves for {moved:04b} of AVX and AVX-512's three"
+)
+def test_components_without_moves_go_through_xsave_in_the_standard_format(fast, moved):
+    optional = list(components_in(fast.features()["managed_mask"] & (AVX512 | mask_of(Component.AVX))))
+    moves = mask_of(*(number for place, number in enumerate(optional) if moved >> place & 1))
+    for name in ("fast", "fast-avx"):
+        report = fast.core_trial(name, moves=moves, standard=True)
+        assert report["mismatches"] == 0, (name, report)
+
+
 @pytest.mark.parametrize(
     ("twin", "component", "saved"),
     [

@@ -25,6 +25,7 @@ static const struct core fast_cores[] = {
 };
 /* For tests, by name alone. */
 static const struct core named_cores[] = {
+    {"portable-xsave", 0, standard_save, portable_load, standard_exchange, NULL, NULL},
     CORE("fast-avx512", fast_avx512, X87 | SSE | AVX | AVX512),
     CORE("fast-avx", fast_avx, X87 | SSE | AVX),
     CORE("without-k1-to-k7", sabotaged_opmask, X87 | SSE | AVX | AVX512),
@@ -39,7 +40,7 @@ const struct core *portable_core(void)
 
 static bool can_run(const struct core *core)
 {
-    return !(core->needs & ~whole()->moves) && processor()->xgetbv1;
+    return !core->needs || (!(core->needs & ~whole()->moves) && processor()->xgetbv1);
 }
 
 static const struct core *fast_core(void)

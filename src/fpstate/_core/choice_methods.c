@@ -67,22 +67,24 @@ static bool offsets_fit(const struct arrangement *arrangement)
     return true;
 }
 
-/* core_trial(core, count=0, seed=1, *, moves=-1, offsets=None): count random pairs, 0: every pair of states */
+/* core_trial(core, count=0, seed=1, *, moves=-1, offsets=None, standard=False): count random pairs, 0: every pair of states */
 static PyObject *core_trial(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     (void)module;
-    static char *names[] = {"core", "count", "seed", "moves", "offsets", NULL};
+    static char *names[] = {"core", "count", "seed", "moves", "offsets", "standard", NULL};
     const char *name;
     unsigned long long count = 0, seed = 1, moves = ~0ull;
     PyObject *offsets = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|KK$KO:core_trial", names, &name, &count, &seed, &moves, &offsets))
+    int standard = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|KK$KOp:core_trial", names, &name, &count, &seed, &moves, &offsets,
+                                     &standard))
         return NULL;
     const struct core *core = core_named(name);
     if (!core) {
         raise_error("UnsupportedHere", "a core of this name");
         return NULL;
     }
-    struct arrangement arrangement = *whole();
+    struct arrangement arrangement = arrangement_of(whole()->room, whole()->xcomp_bv && !standard);
     arrangement.moves &= core->needs & (moves | X87 | SSE);
     if (offsets != Py_None) {
         arrangement.xcomp_bv = 0;
