@@ -292,7 +292,7 @@ def build_extension(build):
     python = f"-isystem{sysconfig.get_path('include')}"
 
     def built(*arguments):
-        return build("C", *arguments, python, ROOT / "examples" / "isolated.c", name="isolated")
+        return build("C", *arguments, python, ROOT / "examples" / "extension" / "isolated.c", name="isolated")
 
     return built
 
