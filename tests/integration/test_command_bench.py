@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -151,6 +152,23 @@ def test_peers_that_are_not_here_are_named_and_left_out(native, tmp_path):
 def test_a_name_that_is_not_known_is_refused_with_those_that_are(capsys):
     assert main(["bench", "speed"]) == 2
     assert "switch, python, many, vcpu, memory, peers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("times_the_limit", "gate", "code"), [(1.4, True, 0), (1.6, True, 1), (1.6, False, 0)]
+)
+def test_a_ratio_far_above_its_limit_is_a_finding_where_that_is_asked_for(
+    measured, monkeypatch, capsys, times_the_limit, gate, code
+):
+    report = copy.deepcopy(measured[0])
+    for ratio in report["ratios"].values():
+        ratio["value"] = ratio["limit"] / 2
+    report["ratios"]["vcpu.fast"]["value"] = times_the_limit * report["ratios"]["vcpu.fast"]["limit"]
+    monkeypatch.setattr("fpstate.bench.report.measure", lambda *_: report)
+    assert main(["bench", "--json", *(["--gate"] if gate else [])]) == code
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == report
+    assert ("vcpu.fast" in captured.err) is bool(code)
 
 
 def test_less_than_one_sample_is_refused(capsys):
