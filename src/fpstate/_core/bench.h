@@ -4,9 +4,13 @@
 
 #include "context.h"
 
-/* From ring[0] to ring[1], ... ring[steps]; 0 or an errno value. The second fetches ring[i + 2] ahead. */
-int loop_switch(struct context *const *ring, uint64_t steps);
-int loop_switch_next(struct context *const *ring, uint64_t steps);
+enum loop_way { WAY_SWITCH, WAY_NEXT, WAY_ROTATE, WAY_ROTATE_NEXT, WAY_COUNT };
+enum { LOOKAHEAD = 2 }; /* a ring has so many of its first members once more behind its last */
+
+/* Let a context hold what an image does; -1 where XRSTOR refuses that, else 0 or an errno value. */
+int loop_fill(struct context *context, const void *image);
+/* Load member ``at``, switch so often, save the last one, and leave the registers initial; 0 or an errno value. */
+int loop_run(struct context *const *ring, size_t count, enum loop_way way, size_t at, uint64_t steps);
 void loop_control(struct control *one, struct control *other, uint64_t steps);
 
 #endif

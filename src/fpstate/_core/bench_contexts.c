@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LINE = 64, BEHIND_AN_IMAGE = 4096, LOOKAHEAD = 2 };
+enum { LINE = 64, BEHIND_AN_IMAGE = 4096 };
 
 static const char RING[] = "fpstate._core.bench_ring";
 
@@ -54,14 +54,6 @@ static PyObject *core_bench_ring(PyObject *module, PyObject *contexts)
     return capsule;
 }
 
-/* Load the image and save it to the context. */
-static int fill(struct context *context, const char *image)
-{
-    if (xstate_restore(image, processor()->managed_mask))
-        return -1;
-    return context_save(context);
-}
-
 static int fill_all(const struct ring *ring, const Py_buffer *image, size_t first, size_t step)
 {
     size_t area = (processor()->area_size + LINE - 1) / LINE * LINE + BEHIND_AN_IMAGE;
@@ -76,7 +68,7 @@ static int fill_all(const struct ring *ring, const Py_buffer *image, size_t firs
     uint16_t fcw = fcw_read();
     int error = 0;
     for (size_t i = first; i < ring->count && !error; i += step)
-        error = fill(ring->members[i], from);
+        error = loop_fill(ring->members[i], from);
     xstate_restore(initial_image(), processor()->managed_mask);
     control_words_write(mxcsr, fcw);
     signals_release();
@@ -115,30 +107,12 @@ static PyObject *core_bench_fill(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-enum way { WAY_SWITCH, WAY_NEXT, WAY_ROTATE, WAY_ROTATE_NEXT, WAY_COUNT };
-
-/* Steps from a place in the ring, wherever it closes. */
-static int run(const struct ring *ring, enum way way, size_t at, uint64_t steps)
-{
-    if (way == WAY_ROTATE || way == WAY_ROTATE_NEXT)
-        return context_rotate(ring->members, ring->count, &at, steps, way == WAY_ROTATE_NEXT);
-    int error = 0;
-    while (steps && !error) {
-        uint64_t stretch = ring->count - at < steps ? ring->count - at : steps;
-        error = way == WAY_SWITCH ? loop_switch(ring->members + at, stretch)
-                                  : loop_switch_next(ring->members + at, stretch);
-        steps -= stretch;
-        at = (at + stretch) % ring->count;
-    }
-    return error;
-}
-
 static int64_t between(const struct timespec *start, const struct timespec *end)
 {
     return (int64_t)(end->tv_sec - start->tv_sec) * 1000000000 + (end->tv_nsec - start->tv_nsec);
 }
 
-static int run_timed(const struct ring *ring, enum way way, size_t at, uint64_t steps, int64_t *ns)
+static int run_timed(const struct ring *ring, enum loop_way way, size_t at, uint64_t steps, int64_t *ns)
 {
     struct timespec start, end;
     uint32_t mxcsr = mxcsr_read();
@@ -147,11 +121,7 @@ static int run_timed(const struct ring *ring, enum way way, size_t at, uint64_t 
     if (error)
         return error;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
-    context_restore(ring->members[at]);
-    error = run(ring, way, at, steps);
-    if (!error)
-        error = context_save(ring->members[(at + steps) % ring->count]);
-    xstate_restore(initial_image(), processor()->managed_mask);
+    error = loop_run(ring->members, ring->count, way, at, steps);
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
     control_words_write(mxcsr, fcw);
     *ns = between(&start, &end);
@@ -168,7 +138,7 @@ static PyObject *core_bench_switches(PyObject *module, PyObject *args)
     Py_ssize_t start, steps;
     if (!PyArg_ParseTuple(args, "Osnn:bench_switches", &capsule, &name, &start, &steps))
         return NULL;
-    int way = 0;
+    int way = WAY_SWITCH;
     while (way < WAY_COUNT && strcmp(name, names[way]))
         way++;
     const struct ring *ring = PyCapsule_GetPointer(capsule, RING);
