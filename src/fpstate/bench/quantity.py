@@ -29,7 +29,10 @@ QUANTITIES: Final = (
     Quantity("switch.fast.x87", 0.80, "switch", "fast switch in C, x87 in use / the same, worst class"),
     Quantity("switch.fast.worst_pair", 1.05, "switch", "fast switch in C / the same, worst pair of classes"),
     Quantity(
-        "python.switch.portable", 1.15, "python", "Python's switch(a, b), portable / bare XSAVEC+XRSTOR"
+        "python.switch.portable",
+        1.15,
+        "python",
+        "Python's switch(a, b), portable / bare XSAVEC+XRSTOR, worst class",
     ),
     Quantity("python.switch.fast", 0.45, "python", "Python's switch(a, b), fast / bare XSAVEC+XRSTOR"),
     Quantity("python.bulk", 1.03, "python", "round robin by one call from Python / loop in C, worse core"),
