@@ -8,6 +8,7 @@ from typing import Any, Final
 from .quantity import Ratio
 from .sample import LEAST_REPEATS
 
+SCHEMA: Final = "fpstate-bench/2"
 MANY: Final = (1, 16, 1_000, 100_000, 1_000_000)
 """How many contexts the round robins have."""
 

@@ -8,11 +8,10 @@ from typing import Any, Final
 from fpstate.errors import UnsupportedHere
 
 from . import machine
-from .measured import Measured, Settings
+from .measured import SCHEMA, Measured, Settings
 from .quantity import QUANTITIES, SECTIONS, Quantity, as_json
 from .sections import section
 
-SCHEMA: Final = "fpstate-bench/2"
 NOT_MEASURED: Final = ("Intel processors",)
 """Nothing is claimed for these."""
 

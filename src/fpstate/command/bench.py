@@ -8,17 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from fpstate.bench.measured import SCHEMA, Settings
+from fpstate.bench.quantity import SECTIONS, beyond
 from fpstate.engine.native import missing
 from fpstate.errors import FpStateError, UnsupportedHere
-
-SCHEMA = "fpstate-bench/2"
-_SECTIONS = ("switch", "python", "many", "vcpu", "memory", "peers")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb ``bench`` to the command line."""
     parser = subparsers.add_parser("bench", help="measure switches beside their peers, in turn, as ratios")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(_SECTIONS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(SECTIONS)}")
     parser.add_argument("--json", action="store_true", help=f"print JSON with the schema {SCHEMA}")
     parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="draw the figures too")
     parser.add_argument("--repeats", type=int, metavar="N", help="samples of each figure (30)")
@@ -37,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     lacking = missing()
     if lacking:
         raise UnsupportedHere(lacking, help="see: fpstate cpu")
-    from fpstate.bench.measured import Settings
     from fpstate.bench.plot import draw
-    from fpstate.bench.quantity import beyond
     from fpstate.bench.report import measure
     from fpstate.bench.table import lines
 
@@ -55,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what cannot be before minutes are spent on it."""
-    unknown = sorted(set(args.names) - set(_SECTIONS))
+    unknown = sorted(set(args.names) - set(SECTIONS))
     if unknown:
-        known = ", ".join(_SECTIONS)
+        known = ", ".join(SECTIONS)
         raise FpStateError(f"nothing is measured under the name {unknown[0]!r}", help=f"known: {known}")
     if args.repeats is not None and args.repeats < 1:
         raise FpStateError(f"--repeats {args.repeats}: at least 1")
