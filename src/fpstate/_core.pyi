@@ -113,10 +113,11 @@ def core_trial(
 
     ``count`` is how many pairs, 0 for every pair of in-use classes once. ``moves`` holds the fast core to these
     components, so that the others go through XSAVE-family instructions. ``offsets`` are where AVX, opmask, ZMM_Hi256
-    and Hi16_ZMM lie, instead of where this processor has them; ``standard`` has areas in the standard format. Cores:
-    portable, portable-xsave (for the standard format), fast, fast-avx512, fast-avx, and those that get one thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx. Returns ``pairs``,
-    ``mismatches`` and, of the first of these, the components in use ``from`` and ``to``, the ``component``, and
-    whether it was ``saved`` wrong, else loaded. Raises UnsupportedHere for a core that cannot run here.
+    and Hi16_ZMM lie, instead of where this processor has them; ``standard`` has areas in the standard format.
+    Cores: portable, portable-xsave (for the standard format), fast, fast-avx512, fast-avx, and those that get one
+    thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx. Returns ``pairs``, ``mismatches`` and, of the
+    first of these, the components in use ``from`` and ``to``, the ``component``, and whether it was ``saved`` wrong,
+    else loaded. Raises UnsupportedHere for a core that cannot run here.
     """
 
 def core_cycles(core: str, one: int, other: int, rounds: int, /) -> int:

@@ -73,16 +73,16 @@ def test_the_default_mix_finishes_right_and_leaks_nothing(default_run):
     assert report["audit"]["leaks"] == report["audit"]["damaged"] == report["problems"] == []
 
 
-@pytest.mark.parametrize("core", ["portable", "fast"])
-def test_canaries_and_the_leak_audit_come_out_clean_with_either_core(core):
+@pytest.mark.parametrize("setting", ["portable", "fast"])
+def test_canaries_and_the_leak_audit_come_out_clean_with_either_core(setting):
     done = subprocess.run(
         [*FPSTATE, "run", "--json", "canary", "--vcpus", "400"],
-        env=os.environ | {"FPSTATE_CORE": core},
+        env=os.environ | {"FPSTATE_CORE": setting},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    if done.returncode == 3 and core == "fast":
+    if done.returncode == 3 and setting == "fast":
         pytest.skip(done.stderr)
     report = json.loads(done.stdout)
     assert (done.returncode, report["finished"], report["wrong"]) == (0, 400, 0)

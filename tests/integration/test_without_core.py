@@ -91,6 +91,9 @@ from fpstate import *
         "fpstate.Manager()",
         "fpstate.NativeEngine(fpstate.Manager(fpstate.Cpu.catalog('zen4')))",
         "fpstate.Pool().take(576)",
+        "fpstate.Context()",
+        "fpstate.Order([])",
+        "fpstate.switch(None, None)",
     ],
 )
 def test_what_needs_the_core_says_so(use):

@@ -135,11 +135,12 @@ def _engines() -> list[dict[str, Any]]:
 
 def _switching() -> dict[str, Any] | None:
     """Say which core switches contexts; raises SettingError and UnsupportedHere for what FPSTATE_CORE says."""
+    from fpstate.vso.switching import core_choice
+
     try:
-        from fpstate.vso.switching import core_choice
-    except FpStateError:  # the native core is not built; the engines say so
+        choice = core_choice()
+    except ImportError:  # the native core is not built; the engines say so
         return None
-    choice = core_choice()
     ratios = dict(zip(_CLASSES, choice.ratios or (None,) * len(_CLASSES), strict=True))
     return {
         **{"core": choice.name, "reason": choice.reason, "ratios": ratios},

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
-from fpstate.errors import UnsupportedHere
 from fpstate.image import Image
 from fpstate.image.convert import convert
 
 try:
-    from fpstate import _core
     from fpstate._core import Context, Order, switch
-except ImportError as error:
-    raise UnsupportedHere("the native core (fpstate._core), which switches contexts") from error
+except ImportError:
+    from fpstate.vso.absent import Context, Order, switch  # type: ignore[assignment]
 
 __all__ = ["Context", "CoreChoice", "Order", "core_choice", "load", "read", "switch"]
 
@@ -42,8 +40,10 @@ def core_choice() -> CoreChoice:
     """Choose the core, if this is the first use, and say which it is.
 
     Raises SettingError where FPSTATE_CORE holds what it cannot, UnsupportedHere where it asks for the fast core and
-    there is none here.
+    there is none here; ImportError where the native core is not built.
     """
+    from fpstate import _core
+
     found = _core.core_choice()
     typical, all_but_x87, everything = (value / 1000 for value in found["permille"])
     return CoreChoice(
@@ -72,5 +72,7 @@ def read(context: Context) -> Image:
 
 def layout() -> Layout:
     """Return how contexts are laid out here: everything that the core manages, compacted where there is XSAVEC."""
+    from fpstate import _core
+
     found = _core.features()
     return (Layout.compacted if found["xsavec"] else Layout.standard)(Cpu.host(), found["managed_mask"])

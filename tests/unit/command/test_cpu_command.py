@@ -193,3 +193,19 @@ def test_the_kernel_asks_for_the_frame_that_the_layout_gives() -> None:
     report = verb.describe(cpu)
     size = report["linux"]["user_max"]["size"]
     assert answer.minsigstksz in (minsigstksz(size), minsigstksz(size, ia32=False))
+
+
+def test_the_host_says_which_core_switches_and_why(host: Cpu, capsys: pytest.CaptureFixture[str]) -> None:
+    core = pytest.importorskip("fpstate._core", reason="the native core (fpstate._core) is not built")
+    if not core.features()["xcr0"]:
+        pytest.skip("XSAVE is not enabled (CPUID.1:ECX[27], OSXSAVE)")
+    assert run("--json") == 0
+    switching = json.loads(capsys.readouterr().out)["switching"]
+    assert switching["core"] in {"portable", "fast"}
+    assert switching["reason"]
+    assert set(switching) == {"core", "reason", "ratios", "self_test"}
+    assert switching["self_test"]["mismatches"] == 0
+    assert run() == 0
+    assert f"switching core     {switching['core']}: {switching['reason']}" in capsys.readouterr().out
+    run("--cpu", "zen4", "--json")
+    assert json.loads(capsys.readouterr().out)["switching"] is None
