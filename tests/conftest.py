@@ -51,6 +51,9 @@ def each_core(native: ModuleType, request: pytest.FixtureRequest) -> Iterator[st
     """Both cores in turn as the one that switches."""
     from fpstate.errors import UnsupportedHere
 
+    found = native.features()
+    if request.param == "fast" and not (found["xsavec"] and found["xgetbv1"]):
+        pytest.skip("XSAVEC with XGETBV(1) (CPUID.(0DH,1):EAX[1] and [2])")
     native.core_choice()
     try:
         earlier = native.core_use(request.param)

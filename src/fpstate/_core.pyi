@@ -98,7 +98,10 @@ def core_choice(setting: str | None = None, candidate: str | None = None) -> Cho
     """
 
 def core_use(name: str, /) -> str:
-    """Let ``portable`` or ``fast`` be the chosen core from now on, for measurements; returns the earlier one's name."""
+    """Let ``portable`` or ``fast`` be the chosen core from now on, for measurements; returns the earlier one's name.
+
+    Raises SettingError for another name, UnsupportedHere where the fast core cannot run or fails its self-test.
+    """
 
 def core_trial(
     core: str,

@@ -1,11 +1,14 @@
 """Hide XSAVEC and XSAVES from every Python in the emulated machine: Bochs 2.7 saves extended components too low.
 
 The kernel's command line hides them from the kernel; CPUID in user mode shows them all the same. XSAVE is right.
+The native core is told not to try its cores against XSAVEC.
 """
 
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("FPSTATE_CORE", "portable")
 
 from fpstate import _core
 

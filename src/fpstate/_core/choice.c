@@ -189,6 +189,17 @@ const struct choice *core_choice(void)
     return &chosen;
 }
 
+/* What was not tried at start-up, because the environment said portable, is tried now. */
+static bool passes(const struct core *core)
+{
+    static struct choice tried;
+    if (chosen.report.pairs)
+        return !chosen.report.mismatches;
+    if (!tried.report.pairs)
+        core_choose("fast", core, &tried);
+    return tried.core == core;
+}
+
 int core_use(const char *name)
 {
     int error = core_ready();
@@ -197,7 +208,7 @@ int core_use(const char *name)
         return error;
     if (core != portable_core() && core != fast_core())
         return EINVAL;
-    if (!core)
+    if (!core || (core != portable_core() && !passes(core)))
         return ENOTSUP;
     chosen_core = core;
     return 0;
