@@ -157,6 +157,14 @@ def test_the_setting_decides(core):
         core.core_choice("quick")
 
 
+def test_a_fast_core_that_is_not_there_leaves_the_portable_one(core):
+    choice = core.core_choice(candidate="none of these")
+    assert (choice["core"], choice["pairs"]) == ("portable", 0)
+    assert "fast core" in choice["reason"]
+    with pytest.raises(UnsupportedHere, match="fast core"):
+        core.core_choice("fast", "none of these")
+
+
 @pytest.mark.parametrize(("setting", "code"), [("portable", 0), ("fast", 0), ("quick", 2), ("", 0)])
 def test_the_environment_decides_at_start_up(core, setting, code):
     if setting == "fast" and not exists(core, "fast"):

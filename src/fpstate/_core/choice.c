@@ -77,6 +77,15 @@ static bool lacks(struct choice *choice)
     return missing;
 }
 
+static bool absent(const struct core *candidate, struct choice *choice)
+{
+    if (lacks(choice))
+        return true;
+    if (!candidate)
+        snprintf(choice->reason, sizeof choice->reason, "no fast core of this name can run here");
+    return !candidate;
+}
+
 static bool fails_its_trial(struct trial *trial, const struct core *core, struct choice *choice)
 {
     struct trial_report *report = &choice->report;
@@ -161,7 +170,7 @@ void core_choose(const char *setting, const struct core *candidate, struct choic
     } else if (setting && !forced) {
         choice->error = EINVAL;
         snprintf(choice->reason, sizeof choice->reason, "FPSTATE_CORE is '%.40s'; it may be portable or fast", setting);
-    } else if (lacks(choice) || !candidate) {
+    } else if (absent(candidate, choice)) {
         choice->error = forced ? ENOTSUP : 0;
     } else {
         try_candidate(candidate, forced, choice);
