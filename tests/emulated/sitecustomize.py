@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("FPSTATE_CORE", "portable")
+if "FPSTATE_HIDE_XSAVEC" in os.environ:
+    os.environ.setdefault("FPSTATE_CORE", "portable")
 
 from fpstate import _core
 
