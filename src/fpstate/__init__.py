@@ -17,16 +17,21 @@ from fpstate.image import Float80, Image, Mxcsr, Registers
 if TYPE_CHECKING:
     from fpstate.engine.kvm.engine import KvmEngine
     from fpstate.engine.leak import audit
+    from fpstate.engine.model.engine import ModelEngine
     from fpstate.engine.native import NativeEngine
     from fpstate.program import Program, get_include
+    from fpstate.source.guest_state import GuestState
+    from fpstate.source.state_file import read_state, write_state
     from fpstate.vso import Kind, Manager, Pool, Scheduler, Vso
     from fpstate.vso.switching import Context, Order, switch
 
 _LATER = {
     "Context": "fpstate.vso.switching",
+    "GuestState": "fpstate.source.guest_state",
     "Kind": "fpstate.vso",
     "KvmEngine": "fpstate.engine.kvm.engine",
     "Manager": "fpstate.vso",
+    "ModelEngine": "fpstate.engine.model.engine",
     "NativeEngine": "fpstate.engine.native",
     "Order": "fpstate.vso.switching",
     "Pool": "fpstate.vso",
@@ -35,7 +40,9 @@ _LATER = {
     "Vso": "fpstate.vso",
     "audit": "fpstate.engine.leak",
     "get_include": "fpstate.program",
+    "read_state": "fpstate.source.state_file",
     "switch": "fpstate.vso.switching",
+    "write_state": "fpstate.source.state_file",
 }
 
 __all__ = [
@@ -46,11 +53,13 @@ __all__ = [
     "Format",
     "FpStateError",
     "GuestOnlyComponentWarning",
+    "GuestState",
     "Image",
     "Kind",
     "KvmEngine",
     "Layout",
     "Manager",
+    "ModelEngine",
     "Mxcsr",
     "NativeEngine",
     "Order",
@@ -62,7 +71,9 @@ __all__ = [
     "audit",
     "errors",
     "get_include",
+    "read_state",
     "switch",
+    "write_state",
 ]
 
 

@@ -8,9 +8,9 @@ import re
 import pytest
 from pages import ROOT, Page
 
-from fpstate.vso import guest_state, state_file
-from fpstate.vso.guest_state import PkruPolicy
-from fpstate.vso.state_file import MAGIC
+from fpstate.source import guest_state, state_file
+from fpstate.source.guest_state import PkruPolicy
+from fpstate.source.state_file import MAGIC
 
 PAGE = Page(ROOT / "docs" / "guest-state.md")
 SIZES = {

@@ -31,8 +31,8 @@ from fpstate.image.consumer import Consumer
 from fpstate.image.rules import predict
 from fpstate.program import BUILTIN, FAULTS, parse_probe
 from fpstate.program.block import RESULT
-from fpstate.vso.checkpoint import SavedState
-from fpstate.vso.state_file import read_state, state_files, write_state
+from fpstate.source.checkpoint import SavedState
+from fpstate.source.state_file import read_state, state_files, write_state
 
 LOADS = 2000
 STATES = 1000

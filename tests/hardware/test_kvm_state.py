@@ -26,8 +26,8 @@ from fpstate.errors import FpStateError, KvmError, LoadRefused, ResetIncomplete
 from fpstate.image import Image
 from fpstate.image.consumer import Consumer
 from fpstate.image.rules import check, predict
+from fpstate.source.guest_state import GuestState
 from fpstate.testing import clean_case, random_image
-from fpstate.vso.guest_state import GuestState
 
 STATES = 1000
 MUTANTS = 2000

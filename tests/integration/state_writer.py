@@ -8,10 +8,10 @@ from itertools import count
 from pathlib import Path
 
 from fpstate.arch import Cpu, Layout
+from fpstate.source.checkpoint import Checkpoint, GeneralRegisters, Piece, SavedState
+from fpstate.source.guest_state import GuestState
+from fpstate.source.state_file import SUFFIX, encode, write_state
 from fpstate.testing import random_image
-from fpstate.vso.checkpoint import Checkpoint, GeneralRegisters, Piece, SavedState
-from fpstate.vso.guest_state import GuestState
-from fpstate.vso.state_file import SUFFIX, encode, write_state
 
 NAMES, VERSIONS = 4, 8
 

@@ -12,10 +12,10 @@ from fpstate.arch import Cpu, Layout
 from fpstate.command.main import main
 from fpstate.engine.kvm.device import Device
 from fpstate.errors import UnsupportedHere
+from fpstate.source.checkpoint import SavedState
+from fpstate.source.guest_state import GuestState
+from fpstate.source.state_file import read_state, write_state
 from fpstate.testing import random_image
-from fpstate.vso.checkpoint import SavedState
-from fpstate.vso.guest_state import GuestState
-from fpstate.vso.state_file import read_state, write_state
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import state_writer
 
 from fpstate.errors import SourceError
-from fpstate.vso.state_file import encode, read_state, state_files
+from fpstate.source.state_file import encode, read_state, state_files
 
 KILLS = 1000 if os.environ.get("FPSTATE_LONG") == "1" else 100
 LONGEST = 0.05

@@ -20,8 +20,8 @@ from fpstate.engine.kvm.prediction import Action
 from fpstate.engine.kvm.transfer import load
 from fpstate.errors import KvmError
 from fpstate.image import Image
+from fpstate.source.guest_state import GuestState, PkruPolicy
 from fpstate.testing import random_image
-from fpstate.vso.guest_state import GuestState, PkruPolicy
 
 LEGACY = 3
 X87, SSE, PKRU = 1, 2, mask_of(Component.PKRU)

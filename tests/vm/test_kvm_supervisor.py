@@ -31,8 +31,8 @@ from fpstate.image import Image
 from fpstate.image.consumer import Consumer, Target
 from fpstate.image.difference import differences
 from fpstate.image.rules import predict
+from fpstate.source.guest_state import GuestState
 from fpstate.testing import random_image
-from fpstate.vso.guest_state import GuestState
 
 ALL = 0xFFFF_FFFF
 SSE = mask_of(Component.SSE)

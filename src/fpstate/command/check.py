@@ -159,7 +159,8 @@ def _of_threads(
             args.image, "no such thread" if args.thread is not None else "no thread with a state"
         )
     for thread in chosen:
-        yield f"{args.image}:{thread.tid}", thread.image.to_bytes(), thread.image.layout
+        name = args.image if thread.tid is None else f"{args.image}:{thread.tid}"
+        yield name, thread.image.to_bytes(), thread.image.layout
 
 
 def _expect_format(data: bytes, expected: str | None) -> None:

@@ -17,8 +17,8 @@ from fpstate.engine.kvm.transfer import LoadReport, load
 from fpstate.errors import FpStateError, LoadMismatch, LoadRefused
 from fpstate.image.convert import component_number
 from fpstate.program.builtin import BUILTIN
-from fpstate.vso.checkpoint import SavedState
-from fpstate.vso.state_file import read_state, state_files
+from fpstate.source.checkpoint import SavedState
+from fpstate.source.state_file import read_state, state_files
 
 SCHEMA: Final = "fpstate-kvm-load/1"
 

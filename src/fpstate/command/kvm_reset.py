@@ -14,7 +14,7 @@ from fpstate.engine.kvm.transfer import load, save
 from fpstate.errors import VsoError
 from fpstate.program.block import KNOWN_FEATURES
 from fpstate.program.builtin import BUILTIN
-from fpstate.vso.state_file import read_state
+from fpstate.source.state_file import read_state
 
 SCHEMA: Final = "fpstate-kvm-reset/1"
 _RUN: Final = 1_000_000

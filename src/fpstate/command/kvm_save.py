@@ -16,8 +16,8 @@ from fpstate.engine.kvm.sampling import Sampler
 from fpstate.engine.kvm.session import Session
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.program.builtin import BUILTIN
-from fpstate.vso.checkpoint import SavedState
-from fpstate.vso.state_file import SUFFIX, write_state
+from fpstate.source.checkpoint import SavedState
+from fpstate.source.state_file import SUFFIX, write_state
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -30,10 +30,10 @@ from fpstate.image import Image
 from fpstate.image.consumer import Consumer
 from fpstate.image.rules import check, predict
 from fpstate.program.builtin import BUILTIN
+from fpstate.source.checkpoint import SavedState
+from fpstate.source.guest_state import GuestState
+from fpstate.source.state_file import decode, encode, write_state
 from fpstate.testing import mangle, random_image
-from fpstate.vso.checkpoint import SavedState
-from fpstate.vso.guest_state import GuestState
-from fpstate.vso.state_file import decode, encode, write_state
 
 SCHEMA: Final = "fpstate-kvm-selftest/1"
 _STATES: Final = 200

@@ -11,7 +11,9 @@ from typing import Final
 
 from fpstate.errors import FpStateError
 
-VERBS: Final = ("run", "show", "cpu", "threads", "set", "gdb", "convert", "diff", "check", "kvm", "include", "bench")
+VERBS: Final = (
+    *("run", "show", "cpu", "threads", "set", "gdb", "convert", "diff", "check", "kvm", "include", "bench"),
+)
 """In the order of the help text; each is a module here with ``add_parser`` and ``run``."""
 
 _EPILOG = """exit codes: 0 done and clean; 1 findings (wrong, leaked, invalid); 2 usage or I/O;

@@ -10,10 +10,11 @@ from typing import Final
 from fpstate.arch import Cpu
 from fpstate.errors import SourceError
 from fpstate.image import Image
+from fpstate.source.open import READERS, open_source
 
 _LONGEST: Final = 1 << 20
-_MACHINE_READABLE: Final = (b"\x7fELF", b"MDMP", b"\x19\x43\x56\x54", b"\x47\x38\x05\x55")
-"""How files begin that hold more than one raw state: cores, minidumps, CRIU images."""
+_CONTAINERS: Final = tuple(start for reader in READERS[:-1] for start in reader.beginnings)
+"""How files begin that say themselves what is in them: cores, minidumps, CRIU images, guest states."""
 
 
 def processor(name: str | None) -> Cpu | None:
@@ -34,7 +35,7 @@ def read_state(
     """
     named = source.isascii() and source.isdigit()
     data = b"" if named else _read(source)
-    if named or data.startswith(_MACHINE_READABLE):
+    if named or data.startswith(_CONTAINERS):
         return _of_thread(source, cpu, thread)
     from fpstate.source.raw import open_raw
 
@@ -54,7 +55,7 @@ def write_private(target: str, data: bytes) -> None:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         path.write_bytes(data)
         return
-    from fpstate.vso.durable import replace_file
+    from fpstate.source.durable import replace_file
 
     replace_file(path, data)
 
@@ -65,14 +66,12 @@ def _read(source: str) -> bytes:
     else:
         with open(source, "rb") as file:
             data = file.read(_LONGEST + 1)
-    if len(data) > _LONGEST and not data.startswith(_MACHINE_READABLE):
+    if len(data) > _LONGEST and not data.startswith(_CONTAINERS):
         raise SourceError(source, f"more than {_LONGEST} bytes are no single state")
     return data
 
 
 def _of_thread(source: str, cpu: Cpu | None, wanted: int | None) -> Image:
-    from fpstate.source.open import open_source
-
     threads = open_source(source, cpu=cpu)
     chosen = [thread for thread in threads if wanted in (None, thread.tid)]
     if len(chosen) != 1:

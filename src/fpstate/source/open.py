@@ -50,6 +50,7 @@ READERS: Final = (
         "fpstate.source.criu",
         "criu_threads",
     ),
+    Reader("a guest state", (b"\x93FPVSO\r\n",), "fpstate.source.saved_guest", "guest_threads"),
     Reader("raw bytes", (b"",), "fpstate.source.raw", "raw_threads"),
 )
 """The formats of files, tried in order; the last takes what no other does."""

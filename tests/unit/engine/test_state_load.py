@@ -19,8 +19,8 @@ from fpstate.engine.kvm.reset import DEBUG, DEBUG_INITIAL, reset, reset_componen
 from fpstate.engine.kvm.transfer import load, save
 from fpstate.errors import KvmError, LoadMismatch, LoadRefused
 from fpstate.image import Image
+from fpstate.source.guest_state import PKRU_OS_DEFAULT, GuestState, PkruPolicy
 from fpstate.testing import random_image
-from fpstate.vso.guest_state import PKRU_OS_DEFAULT, GuestState, PkruPolicy
 
 SPR, ZEN4, SKX = (Cpu.catalog(name) for name in ("sapphire-rapids", "zen4", "skylake-sp"))
 TILEDATA = mask_of(Component.TILEDATA)

@@ -24,7 +24,7 @@ from fpstate.image.finding import Finding, Severity
 from fpstate.image.image import Image
 from fpstate.image.loss import LOSSES
 from fpstate.image.rules import Verdict, check, predict
-from fpstate.vso.guest_state import PKRU_OS_DEFAULT, GuestState, with_pkru
+from fpstate.source.guest_state import PKRU_OS_DEFAULT, GuestState, with_pkru
 
 _PKRU: Final = mask_of(Component.PKRU)
 _MXCSR_CARRIERS: Final = LEGACY | mask_of(Component.AVX)

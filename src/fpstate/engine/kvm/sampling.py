@@ -12,7 +12,7 @@ from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import VsoError
 from fpstate.program.block import YIELD
 from fpstate.program.load import Program
-from fpstate.vso.checkpoint import SavedState
+from fpstate.source.checkpoint import SavedState
 
 _ATTEMPTS: Final = 40
 _ATTEMPTS_FOR_MORE: Final = 8

@@ -35,7 +35,7 @@ from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import PermissionRequestError, ProgramError, VsoError
 from fpstate.program.block import YIELD, Block
 from fpstate.program.load import Program, Segment
-from fpstate.vso.checkpoint import GENERAL, Checkpoint, GeneralRegisters, SavedState, pieces_of
+from fpstate.source.checkpoint import GENERAL, Checkpoint, GeneralRegisters, SavedState, pieces_of
 from fpstate.vso.config import FpuConfig
 from fpstate.vso.kernel_permission import request_from_kernel
 from fpstate.vso.permission import Kind

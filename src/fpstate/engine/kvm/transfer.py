@@ -28,7 +28,7 @@ from fpstate.image.convert import convert
 from fpstate.image.difference import Difference, differences
 from fpstate.image.image import Image
 from fpstate.image.subject import SOFTWARE_AT
-from fpstate.vso.guest_state import GuestState, PkruPolicy, with_pkru
+from fpstate.source.guest_state import GuestState, PkruPolicy, with_pkru
 
 _SOFTWARE: Final = slice(SOFTWARE_AT, 512)
 _PKRU: Final = mask_of(Component.PKRU)

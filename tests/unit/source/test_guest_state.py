@@ -10,8 +10,8 @@ from fpstate.arch import Component, Cpu, Layout, mask_of
 from fpstate.arch.record import leaves_of
 from fpstate.errors import IncompleteState
 from fpstate.image import Image
+from fpstate.source.guest_state import PKRU_OS_DEFAULT, GuestState, PkruPolicy
 from fpstate.testing import random_image
-from fpstate.vso.guest_state import PKRU_OS_DEFAULT, GuestState, PkruPolicy
 
 SPR = Cpu.catalog("sapphire-rapids")
 USER = SPR.user_mask

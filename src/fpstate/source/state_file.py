@@ -19,9 +19,9 @@ from fpstate.arch.layout import Format, Layout, Place
 from fpstate.arch.record import leaves_of
 from fpstate.errors import FpStateError, SourceError
 from fpstate.image.image import Image
-from fpstate.vso.checkpoint import GENERAL, Checkpoint, GeneralRegisters, Piece, SavedState
-from fpstate.vso.durable import replace_file
-from fpstate.vso.guest_state import GuestState, PkruPolicy
+from fpstate.source.checkpoint import GENERAL, Checkpoint, GeneralRegisters, Piece, SavedState
+from fpstate.source.durable import replace_file
+from fpstate.source.guest_state import GuestState, PkruPolicy
 
 MAGIC: Final = b"\x93FPVSO\r\n"
 """First bytes: no text, and damaged by whoever changes line ends."""
@@ -211,7 +211,7 @@ def _read_image(payload: bytes) -> Image:
     if foreign := [row[0] for row in rows if row[0] >= _COMPONENTS]:
         raise ValueError(f"component {foreign[0]} does not exist")
     places = [Place(*row[:3]) for row in rows]
-    return Image(payload[end:], Layout.from_places(_FORMATS[format], places, size=size), "recorded")
+    return Image(payload[end:], Layout.from_places(_FORMATS[format], places, size=size), "note")
 
 
 def _read_state(cpu: bytes, control: bytes, image: bytes) -> GuestState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -16,11 +17,12 @@ from fpstate.arch import Component, Cpu, Layout, mask_of
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.prediction import predict_load
 from fpstate.errors import SourceError
+from fpstate.source.checkpoint import Checkpoint, GeneralRegisters, SavedState, pieces_of
+from fpstate.source.durable import replace_file
+from fpstate.source.guest_state import GuestState, PkruPolicy
+from fpstate.source.open import READERS, open_source
+from fpstate.source.state_file import MAGIC, decode, encode, read_state, state_files, write_state
 from fpstate.testing import random_image
-from fpstate.vso.checkpoint import Checkpoint, GeneralRegisters, SavedState, pieces_of
-from fpstate.vso.durable import replace_file
-from fpstate.vso.guest_state import GuestState, PkruPolicy
-from fpstate.vso.state_file import MAGIC, decode, encode, read_state, state_files, write_state
 
 SPR = Cpu.catalog("sapphire-rapids")
 CET = mask_of(Component.CET_U, Component.CET_S)
@@ -220,7 +222,7 @@ def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeyp
 
 
 def test_file_systems_without_nameless_files_do_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("fpstate.vso.durable._unnamed", lambda folder: None)
+    monkeypatch.setattr("fpstate.source.durable._unnamed", lambda folder: None)
     replace_file(tmp_path / "a", b"old")
     replace_file(tmp_path / "a", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -256,3 +258,29 @@ def test_a_link_stays_one(tmp_path):
     replace_file(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_state_file_is_a_source_like_any_other(tmp_path):
+    written = saved(3)
+    write_state(tmp_path / "a.fpvso", written)
+    (thread,) = open_source(tmp_path / "a.fpvso")
+    assert thread.image.registers.in_use() == written.state.image.registers.in_use()
+    assert (thread.xcr0, thread.image.layout_source) == (written.state.xcr0, "note")
+    assert thread.name == written.checkpoint.program
+    assert thread.findings == ()
+
+
+def test_a_source_that_is_a_state_file_says_what_is_not_whole(tmp_path):
+    state = dataclasses.replace(saved(3).state, xcr0=5)
+    write_state(tmp_path / "a.fpvso", SavedState(state))
+    (thread,) = open_source(tmp_path / "a.fpvso")
+    assert "GS001" in {finding.id for finding in thread.findings}
+    data = bytearray((tmp_path / "a.fpvso").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.fpvso").write_bytes(data)
+    with pytest.raises(SourceError, match="damaged"):
+        open_source(tmp_path / "a.fpvso")
+
+
+def test_sources_know_how_state_files_begin():
+    assert [reader.title for reader in READERS if reader.beginnings == (MAGIC,)] == ["a guest state"]
