@@ -79,7 +79,8 @@ def test_a_mix_on_two_host_threads_is_right(kvm, each):
     ]
     run_all(engine, guests, processors=PROCESSORS)
     assert [check(guest, seed) for seed, guest in enumerate(guests)] == [None] * len(guests)
-    assert engine.carriers.made == (60 if each else PROCESSORS)
+    # One that ended early leaves its vCPU to one that begins late.
+    assert PROCESSORS < engine.carriers.made <= 60 if each else engine.carriers.made == PROCESSORS
 
 
 def test_kvm_vcpus_of_guests_that_ended_carry_others(kvm):

@@ -24,7 +24,7 @@ class Exchange:
     """Moves states between VSOs of one manager and KVM's standard-format images of ``size`` bytes.
 
     ``mask``: the components that KVM loads and saves (its supported XCR0). Raises UnsupportedHere where the manager's
-    processor lays them out as another than this one does.
+    processor lays them out as another than this one does, or where ``size`` is too small for a whole state.
     """
 
     def __init__(self, manager: Manager, mask: int, size: int) -> None:
@@ -33,6 +33,10 @@ class Exchange:
         self.layout = Layout.standard(manager.config.cpu, mask)
         if self.layout != Layout.standard(Cpu.host(), mask):
             raise UnsupportedHere(f"the layout of {manager.config.cpu.name}, which the manager has")
+        if self.layout.size > size:
+            raise UnsupportedHere(
+                f"KVM_CAP_XSAVE2: KVM gives {size} bytes of a state, and one has {self.layout.size} here"
+            )
         self.always = mask & PKRU | SSE
         self._blank = Image.initial(self.layout).to_bytes().ljust(size, b"\0")
         self._starts: dict[int, bytes] = {}
