@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make what an emulated machine boots: prepare.sh PYTHON EMULATOR FOLDER. Everything goes below FOLDER:
 # vmlinuz, initrd (Python, the package, the tests) and the emulator, qemu or bochs, which is unpacked and not installed.
-# What is not ours is fetched once; the package and the tests are put in anew each time.
+# What is not ours is fetched once; the package is built when it changed, the tests are put in anew each time.
 set -eu
 python=$1
 emulator=$2
@@ -112,14 +112,25 @@ make_base() {
     mv "$base" "$folder/base"
 }
 
-# What changes: the package and the tests.
-make_root() {
-    rm -rf "$folder/root" "$folder/wheel" "$folder/package"
-    cp -R "$folder/base" "$folder/root"
+# The package, built anew where a source of it is newer than the last build.
+make_package() {
+    if [ -d "$folder/package" ] && [ -z "$(cd "$project" && find src programs CMakeLists.txt pyproject.toml \
+        ! -name '*.pyc' ! -name __pycache__ -newer "$folder/package.started")" ]; then
+        return
+    fi
+    rm -rf "$folder/wheel" "$folder/package" "$folder/package.new"
+    touch "$folder/package.started"
     quietly wheel --no-deps --wheel-dir "$folder/wheel" --config-settings=build-dir="$folder/cmake" "$project"
-    quietly install --no-deps --no-compile --target "$folder/package" "$folder"/wheel/*.whl
-    guest_python -m compileall -q --invalidation-mode unchecked-hash -s "$folder/package" -p /site "$folder/package"
-    rm -rf "$folder/package/bin"
+    quietly install --no-deps --no-compile --target "$folder/package.new" "$folder"/wheel/*.whl
+    guest_python -m compileall -q --invalidation-mode unchecked-hash -s "$folder/package.new" -p /site "$folder/package.new"
+    rm -rf "$folder/package.new/bin"
+    mv "$folder/package.new" "$folder/package"
+}
+
+# What the machine has in memory: all that, and the tests.
+make_root() {
+    rm -rf "$folder/root"
+    cp -R "$folder/base" "$folder/root"
     cp -R "$folder/package/." "$folder/root/site/"
     for tests in conftest.py hardware integration vm; do # what runs in the machine chooses
         cp -R "$project/tests/$tests" "$folder/root/tests/"
@@ -138,6 +149,7 @@ if [ ! -d "$folder/guest" ]; then
     fetch_guest || cannot "Debian's kernel and Python cannot be fetched ($(tail -n 1 "$folder/apt.log"))"
 fi
 [ -d "$folder/base" ] || make_base
+make_package
 make_root
 cp "$folder"/guest/boot/vmlinuz-* "$folder/vmlinuz"
 (cd "$folder/root" && find . | LC_ALL=C sort | "$folder/guest/bin/busybox" cpio -o -H newc -R 0:0) >"$folder/initrd" 2>/dev/null
