@@ -43,7 +43,7 @@ NEEDS_ENGINE = re.compile(r"fpstate run(?! --engine model)|NativeEngine|fpstate 
 NEEDS_TRACING = re.compile(r"\$!")
 NEEDS_KVM = re.compile(r"fpstate kvm|--engine kvm|KvmEngine")
 NOT_RUN = re.compile(r"make |git |python tests/")
-SHOWN_ON = ("AuthenticAMD", 25, 0x7)
+SHOWN_ON = ("AuthenticAMD", 26, 0xE7)
 """Vendor, family and XCR0 of the processor whose output the pages show."""
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=page_id)
