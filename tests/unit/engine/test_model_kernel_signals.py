@@ -1,13 +1,18 @@
 """Signals in the kernel model: the handler starts initial, the frame brings everything back, bad frames kill."""
 
+from dataclasses import replace
+
 import pytest
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
+from fpstate.arch.component import LEGACY
 from fpstate.engine.model import signals
 from fpstate.engine.model.kernel import Core, Kernel
 from fpstate.engine.model.signals import deliver_signal, sigreturn
+from fpstate.engine.model.virtual_machine import create_vcpu, enter_guest
 from fpstate.errors import ImageError, VsoError
 from fpstate.image import Image
+from fpstate.image.subject import FRAME, MAGIC1, MAGIC2, MAGIC2_SIZE, SOFTWARE_AT
 from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
@@ -99,10 +104,84 @@ def test_the_handler_has_the_pkru_of_a_new_program_and_the_frame_the_old_one(spr
 
 
 def test_the_frame_is_as_large_as_the_task_has_grown():
-    assert len(Handled("sapphire-rapids").frame()) == 11008
+    assert len(Handled("sapphire-rapids").frame()) == 11008 + MAGIC2_SIZE
     kernel = Kernel(Cpu.catalog("sapphire-rapids"))
     kernel.switch(kernel.cores[0], kernel.spawn())
-    assert len(deliver_signal(kernel, kernel.cores[0])) == 2816
+    assert len(deliver_signal(kernel, kernel.cores[0])) == 2816 + MAGIC2_SIZE
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_frame_says_what_it_is_and_states_x87_and_sse_whatever_they_are(name):
+    kernel = Kernel(Cpu.catalog(name))
+    (core,) = kernel.cores
+    task = kernel.spawn()
+    kernel.switch(core, task)
+    frame, state = deliver_signal(kernel, core), task.fpu.fpstate
+    size = state.user_size
+    assert FRAME.unpack_from(frame, SOFTWARE_AT) == (MAGIC1, size + 4, state.user_xfeatures, size)
+    assert frame[size:] == MAGIC2.to_bytes(4, "little")
+    assert int.from_bytes(frame[512:520], "little") & LEGACY == LEGACY
+
+
+WHAT_FRAMES_BRING = {
+    "magic1": (464, bytes(4), {"xmm3": 7, "mxcsr": 0x1FA0, "zmm31": 0, "k1": 0, "pkru": 0, "tmm2": 0}),
+    "magic2": (11008, bytes(4), {"xmm3": 7, "mxcsr": 0x1FA0, "zmm31": 0, "k1": 0, "pkru": 0, "tmm2": 0}),
+    "xstate_size below the header's end": (480, b"\x3f\x02\0\0", {"xmm3": 7, "zmm31": 0, "pkru": 0}),
+    "xstate_size above the task's": (480, b"\x40\x2b\0\0", {"xmm3": 7, "zmm31": 0, "pkru": 0}),
+    "extended_size below xstate_size": (468, b"\xff\x2a\0\0", {"xmm3": 7, "zmm31": 0, "pkru": 0}),
+    "xfeatures of x87 and SSE": (472, b"\x03" + bytes(7), {"xmm3": 7, "zmm31": 0, "k1": 0, "tmm2": 0}),
+    "every bit of xfeatures": (472, b"\xff" * 8, {"xmm3": 7, "zmm31": 0x7777, "k1": 3, "pkru": 0x30}),
+    "XSTATE_BV of nothing": (512, bytes(8), {"xmm3": 0, "mxcsr": 0x1FA0, "zmm31": 0, "k1": 0, "tmm2": 0}),
+    "reserved bytes that XRSTOR does not look at": (536, b"\1", {"xmm3": 7, "zmm31": 0x7777, "pkru": 0x30}),
+}
+"""Offset, bytes, and registers afterwards, as sigreturn was measured (Linux 6.18)."""
+
+
+@pytest.mark.parametrize("change", WHAT_FRAMES_BRING)
+def test_a_frame_that_is_not_believed_brings_x87_and_sse_alone(spr, change):
+    offset, data, expected = WHAT_FRAMES_BRING[change]
+    frame = bytearray(spr.frame())
+    frame[offset : offset + len(data)] = data
+    sigreturn(spr.kernel, spr.core, bytes(frame))
+    assert spr.read(expected) == expected
+
+
+def test_a_smaller_frame_with_its_own_magic_word_is_believed(spr):
+    """B13: the second magic word is where the frame says, not where the task's own would be."""
+    frame = bytearray(spr.frame())[:832] + MAGIC2.to_bytes(4, "little")
+    FRAME.pack_into(frame, SOFTWARE_AT, MAGIC1, 836, 7, 832)
+    frame[512:520] = (7).to_bytes(8, "little")
+    frame[576:592] = (0x5151).to_bytes(16, "little")
+    sigreturn(spr.kernel, spr.core, bytes(frame))
+    assert spr.read({"ymm0h": 0, "xmm3": 0, "zmm31": 0}) == {"ymm0h": 0x5151, "xmm3": 7, "zmm31": 0}
+
+
+def test_without_xsave_a_frame_is_an_fxsave_image_and_a_bad_one_kills():
+    cpu = Cpu.catalog("zen4")
+    kernel = Kernel(replace(cpu, xcr0=0, xss=0, geometry={}, features=cpu.features & {"FPU", "FXSR", "SSE"}))
+    (core,) = kernel.cores
+    task = kernel.spawn()
+    kernel.switch(core, task)
+    kernel.run(core, lambda processor: processor.write("xmm3", 9))
+    assert len(deliver_signal(kernel, core)) == 512
+    sigreturn(kernel, core)
+    assert core.processor.read("xmm3") == 9
+    frame = bytearray(deliver_signal(kernel, core))
+    frame[26] = 8
+    with pytest.raises(ImageError, match="XS017"):
+        sigreturn(kernel, core, bytes(frame))
+    assert task.killed
+
+
+def test_signals_are_for_hosts():
+    kernel = Kernel(Cpu.catalog("zen4"))
+    (core,) = kernel.cores
+    task = kernel.spawn()
+    create_vcpu(kernel, task)
+    kernel.switch(core, task)
+    enter_guest(kernel, core)
+    with pytest.raises(VsoError, match="guest"):
+        deliver_signal(kernel, core)
 
 
 def test_tiles_that_the_handler_used_first_are_initial_behind_it():
@@ -112,7 +191,7 @@ def test_tiles_that_the_handler_used_first_are_initial_behind_it():
     kernel.request(task, Component.TILEDATA)
     kernel.switch(core, task)
     kernel.run(core, lambda cpu: cpu.write("zmm31", 5))
-    assert len(deliver_signal(kernel, core)) == 2816
+    assert len(deliver_signal(kernel, core)) == 2816 + MAGIC2_SIZE
     kernel.run(core, lambda cpu: cpu.write("tmm0", 6))
     assert task.fpu.fpstate.user_size == 11008
     sigreturn(kernel, core)
@@ -135,11 +214,11 @@ def test_signals_nest(spr):
 def test_a_changed_frame_changes_the_registers_and_what_it_lacks_is_initial(spr):
     frame = spr.frame()
     layout = Layout.standard(spr.kernel.cpu, spr.task.fpu.fpstate.user_xfeatures)
-    image = Image(bytearray(frame), layout)
+    image = Image(bytearray(frame[: layout.size]), layout)
     image.registers["k1"] = 12
     without_pkru = image.xstate_bv & ~mask_of(Component.PKRU, Component.TILEDATA)
     image.store.view[512:520] = without_pkru.to_bytes(8, "little")
-    sigreturn(spr.kernel, spr.core, image.to_bytes())
+    sigreturn(spr.kernel, spr.core, image.to_bytes() + frame[layout.size :])
     assert spr.read({"k1": 0, "pkru": 0, "tmm2": 0}) == {"k1": 12, "pkru": 0, "tmm2": 0}
 
 
@@ -157,7 +236,7 @@ def test_frames_that_the_processor_refuses_kill_the_task_before_it_sees_them(spr
 
 def test_without_that_check_the_processor_would_fault(spr, monkeypatch):
     class Accepted:
-        refusals = ()
+        refusals, fx_only = (), False
 
     monkeypatch.setattr(signals, "predict", lambda *arguments: Accepted)
     frame = bytearray(spr.frame())

@@ -30,8 +30,8 @@ class Vm:
 
     def enter(self, registers: KernelRegisters) -> None:
         """VM entry: the guest's PKRU, XCR0 and IA32_XSS (``kvm_load_guest_xsave_state``)."""
-        registers.pkru = self.guest.pkru
         registers.enable(self.xcr0, self.xss)
+        registers.pkru = self.guest.pkru
         self.entered = True
 
     def exit(self, registers: KernelRegisters, host_pkru: int) -> None:
@@ -41,25 +41,17 @@ class Vm:
         self.entered = False
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """The XSAVE image in a signal frame, and the components that it was made for (``fx_sw_reserved``)."""
-
-    data: bytes
-    features: int
-
-
 @dataclass(slots=True, eq=False)
 class Task:
     """A thread. Its process is its manager: permission is the process's, and lasts until exec.
 
-    ``frames`` are the signal frames on its stack, the innermost last; ``branches`` are its last branch records
-    while it does not run, None where it records none; ``killed`` is what it died of.
+    ``frames`` are what the signal frames on its stack hold of it, the innermost last; ``branches`` are its last
+    branch records while it does not run, None where it records none; ``killed`` is what it died of.
     """
 
     name: str
     fpu: TaskFpu
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[bytes] = field(default_factory=list)
     branches: Image | None = None
     records_branches: bool = False
     vm: Vm | None = None
