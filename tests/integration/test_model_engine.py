@@ -357,6 +357,22 @@ class TestRefusals:
         vcpu = self.exit_of(engine, scripted(*[Yield()] * 10))
         assert (vcpu.exit.kind, vcpu.exit.rip) == (ExitKind.EXPIRED, 5)
 
+    def test_a_time_limit_shorter_than_a_step_is_a_limit(self):
+        vcpu = self.exit_of(engine_on("zen4", timeout=STEP_NS / 2e9), scripted(*[Yield()] * 10))
+        assert (vcpu.exit.kind, vcpu.exit.rip) == (ExitKind.EXPIRED, 1)
+
+    def test_a_context_that_cannot_be_loaded_is_ended_and_frees_its_state(self, monkeypatch):
+        engine = engine_on("zen4")
+        queue, vcpu = engine.queue(), engine.vcpu(scripted(*[Yield()] * 3))
+        queue.add(vcpu)
+        monkeypatch.setattr(type(queue.core.registers), "restore", self.no_memory)
+        assert queue.run(QUANTUM, 10**10) is vcpu
+        assert (vcpu.exit.kind, engine.manager.vsos()) == (ExitKind.REFUSED, [])
+
+    @staticmethod
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
     def test_no_memory_ends_a_context_and_no_other(self, monkeypatch):
         engine = engine_on("zen4")
         store, refused = Manager.store, []
@@ -412,10 +428,7 @@ class TestRefusals:
 
 
 class TestLeakAudit:
-    @pytest.mark.parametrize(
-        "name",
-        ["sapphire-rapids", "diamond-rapids-model", "skylake-sp", "zen4", "knights-landing", "bulldozer"],
-    )
+    @pytest.mark.parametrize("name", Cpu.catalog_names())
     def test_nothing_leaks(self, name):
         engine = engine_on(name)
         report = audit(engine, contexts=CONTEXTS)

@@ -49,6 +49,11 @@ class TaskFpu:
             self.fpstate.save(processor)
             self.fpstate.loaded_on = None
 
+    def disown(self, processor: LiveRegisters) -> None:
+        """Take these registers for nobody's: what is active is loaded anew before it counts (``last_cpu = -1``)."""
+        if self.fpstate.loaded_on is processor:
+            self.fpstate.loaded_on = None
+
     def swap(self, guest: GuestFpu, processor: LiveRegisters, *, enter: bool) -> None:
         """Put a guest's state in the place of the task's own, or take the task's own back (``fpu_swap_kvm_fpstate``).
 

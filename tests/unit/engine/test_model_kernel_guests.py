@@ -201,6 +201,35 @@ class TestPermission:
         assert other.vm.guest.uabi_size == 11008
 
 
+def test_leaving_a_guest_that_was_preempted_does_not_give_it_the_hosts_keys(host):
+    """I1, I11: PKRU is the guest's own, whether VM exit came at once or with the preemption."""
+    other = host.kernel.spawn()
+    host.enter()
+    host.write({"pkru": 0x0C})
+    host.kernel.switch(host.core, other)
+    host.kernel.switch(host.core, host.task)
+    host.leave()
+    assert (host.guest.pkru, host.read({"pkru": 0})) == (0x0C, {"pkru": INIT_PKRU})
+    host.enter()
+    assert host.read({"pkru": 0}) == {"pkru": 0x0C}
+
+
+def test_an_entry_that_the_processor_refuses_leaves_the_host_as_it_was(host):
+    host.task.vm.xcr0 = 0b100
+    with pytest.raises(ProcessorFault, match="XSETBV"):
+        host.enter()
+    assert host.read({"pkru": 0}) == {"pkru": INIT_PKRU}
+    host.leave()
+    assert (host.guest.pkru, host.core.processor.xcr0) == (0, host.kernel.config.xcr0)
+
+
+def test_a_thread_has_one_vcpu(host):
+    host.enter()
+    with pytest.raises(VsoError, match="vCPU's thread already"):
+        create_vcpu(host.kernel, host.task)
+    assert host.task.vm.guest is host.guest
+
+
 def test_a_guest_is_killed_with_its_task_and_leaves_nothing(host):
     host.enter()
     host.write(GUEST)

@@ -20,6 +20,7 @@ from fpstate.errors import (
     UnsupportedComponent,
     VsoError,
 )
+from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
 from fpstate.vso.task import INIT_PKRU
 
@@ -387,6 +388,31 @@ class TestFork:
         assert spr.fork(task).manager.permissions.guest_frozen
         assert not spr.spawn().manager.permissions.guest_frozen
 
+    def test_a_child_of_a_signal_handler_returns_from_it_and_a_thread_does_not(self, spr):
+        (core,) = spr.cores
+        task = spr.spawn()
+        spr.switch(core, task)
+        write(spr, core, "zmm31", 7)
+        deliver_signal(spr, core)
+        child, thread = spr.fork(task), spr.thread(task)
+        for returning in (child, task):
+            spr.switch(core, returning)
+            sigreturn(spr, core)
+            assert read(core, "zmm31") == [7]
+        spr.switch(core, thread)
+        with pytest.raises(VsoError, match="no signal handler"):
+            sigreturn(spr, core)
+
+    def test_a_frame_with_tiles_is_too_large_for_a_child_which_gets_x87_and_sse_of_it(self, spr):
+        """As ``check_xstate_in_sigframe`` has it: the frame is larger than the child's ``user_size``."""
+        (core,) = spr.cores
+        task = self.parent(spr)
+        deliver_signal(spr, core)
+        child = spr.fork(task)
+        spr.switch(core, child)
+        sigreturn(spr, core)
+        assert read(core, "xmm3", "mxcsr", "zmm31", "tmm2") == [WRITTEN[Component.SSE][1], 0x1FA0, 0, 0]
+
     def test_a_thread_shares_permission_and_gets_a_shadow_stack_of_its_own(self, spr):
         (core,) = spr.cores
         task = self.parent(spr)
@@ -418,6 +444,15 @@ class TestExec:
             write(spr, core, "tmm0", 1)
         spr.request(task, Component.TILEDATA)
         write(spr, core, "tmm0", 1)
+
+    def test_the_policy_of_the_process_holds_for_the_next_program_too(self, spr):
+        """I8: neither exec nor fork widens what a process may be granted."""
+        held = Manager(config=spr.config, pool=spr.pool, policy=spr.config.kernel_default.features)
+        task = Task.start("held", held)
+        for one in (task, spr.fork(task)):
+            spr.exec(one)
+            with pytest.raises(PermissionDenied, match="outside the policy"):
+                spr.request(one, Component.TILEDATA)
 
     def test_no_signal_frame_is_left(self, spr):
         (core,) = spr.cores
@@ -461,3 +496,40 @@ def test_ended_tasks_give_everything_back(spr):
 def test_an_error_is_one_of_ours_where_no_task_runs(spr):
     with pytest.raises(FpStateError, match="no task"):
         write(spr, spr.cores[0], "xmm0", 1)
+
+
+class TestFailedSwitch:
+    """I5, I6: a load that fails leaves registers that are nobody's, and no state behind them."""
+
+    def test_a_task_that_runs_elsewhere_does_not_become_the_current_one(self):
+        kernel = kernel_of("sapphire-rapids", processors=2)
+        first, second = kernel.cores
+        task = kernel.spawn()
+        kernel.switch(first, task)
+        write(kernel, first, "pkru", 0x30)
+        with pytest.raises(VsoError, match="another processor"):
+            kernel.switch(second, task)
+        assert second.current is None
+        kernel.switch(second, None)
+        assert (task.fpu.pkru, read(first, "pkru")) == (INIT_PKRU, [0x30])
+        kernel.switch(first, None)
+        assert task.fpu.pkru == 0x30
+
+    def test_a_task_that_was_loaded_in_part_is_loaded_again(self, spr, monkeypatch):
+        (core,) = spr.cores
+        task, other = spr.spawn(), spr.spawn()
+        spr.switch(core, task)
+        write(spr, core, "zmm31", 7)
+        spr.switch(core, None)
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(Task, "switch_branches_in", self.interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                spr.switch(core, task)
+        spr.switch(core, other)
+        write(spr, core, "zmm31", 8)
+        spr.switch(core, task)
+        assert read(core, "zmm31") == [7]
+
+    @staticmethod
+    def interrupt(task: Task, registers: KernelRegisters) -> None:
+        raise KeyboardInterrupt

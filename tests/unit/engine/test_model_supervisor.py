@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
@@ -164,6 +166,12 @@ def test_xsetbv_and_xgetbv_know_one_register_each(processor):
     assert fault_of(Processor(Cpu.catalog("haswell")).xgetbv, 1).vector == 13
     processor.osxsave = False
     assert fault_of(processor.xgetbv, 0).vector == fault_of(processor.xsave, bytearray(ROOM)).vector == 6
+
+
+def test_without_xsave_there_are_neither():
+    cpu = Cpu.catalog("zen4")
+    old = Processor(replace(cpu, xcr0=0, xss=0, geometry={}, features=cpu.features & {"FPU", "FXSR", "SSE"}))
+    assert fault_of(old.xgetbv, 0).mnemonic == fault_of(old.xsetbv, 0, 3).mnemonic == "#UD"
 
 
 def test_what_xcr0_loses_stays_and_cannot_be_reached():

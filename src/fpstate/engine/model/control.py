@@ -21,8 +21,7 @@ _SSE: Final = mask_of(Component.SSE)
 
 def xgetbv(machine: Machine, index: int) -> int:
     """Return XCR0 for an index of 0, what is in use of it for 1; raises #UD and #GP."""
-    if not machine.osxsave:
-        raise fault(UNDEFINED, "CR4.OSXSAVE is clear", "SDM Vol. 2, XGETBV")
+    _check_osxsave(machine, "SDM Vol. 2, XGETBV")
     if index == 0:
         return machine.xcr0
     if index != 1 or not machine.cpu.has("XGETBV1"):
@@ -37,8 +36,7 @@ def xgetbv(machine: Machine, index: int) -> int:
 
 def xsetbv(machine: Machine, index: int, value: int) -> None:
     """Write XCR0; raises #UD, and #GP at CPL 3, for another register and for what ``xcr0_problem`` says."""
-    if not machine.osxsave:
-        raise fault(UNDEFINED, "CR4.OSXSAVE is clear", "SDM Vol. 2, XSETBV")
+    _check_osxsave(machine, "SDM Vol. 2, XSETBV")
     if machine.cpl:
         raise fault(PROTECTION, f"XSETBV at CPL {machine.cpl}", "SDM Vol. 2, XSETBV")
     problem = f"register {index}" if index else xcr0_problem(value, machine.cpu.xcr0)
@@ -62,6 +60,13 @@ def wrmsr(machine: Machine, msr: int, value: int) -> None:
         machine.xfd = value
     else:
         machine.xfd_err = value
+
+
+def _check_osxsave(machine: Machine, source: str) -> None:
+    if not machine.cpu.has("XSAVE"):
+        raise fault(UNDEFINED, f"{machine.cpu.name} has no XSAVE", source)
+    if not machine.osxsave:
+        raise fault(UNDEFINED, "CR4.OSXSAVE is clear", source)
 
 
 def _check_msr(machine: Machine, msr: int, value: int) -> None:

@@ -68,7 +68,7 @@ class ModelEngine:
         config = manager.config
         self.kernel = Kernel(config.cpu, processors=0, pool=manager.pool, behaviour=behaviour, config=config)
         self.managed = config.kernel_max.features | config.independent_features
-        self.step_limit = int(timeout * 1e9) // STEP_NS if timeout else 0
+        self.step_limit = max(1, int(timeout * 1e9) // STEP_NS) if timeout else 0
 
     def registers(self) -> KernelRegisters:
         """Return the registers of one more processor."""
@@ -241,6 +241,9 @@ class ModelQueue:
         reason = error if isinstance(error, FpStateError) else PoolExhausted(f"no memory for {vcpu.name}")
         if self.core.current is vcpu.task:
             self.kernel.kill(self.core, reason)
+        elif vcpu.task.killed is None:
+            vcpu.task.killed = reason
+            self.kernel.end(vcpu.task)
         if isinstance(reason, PermissionRequestError):
             return Exit(ExitKind.DENIED, code=reason.component, rip=vcpu.at + 1, error=reason)
         if isinstance(reason, ProcessorFault):

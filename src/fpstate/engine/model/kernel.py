@@ -84,9 +84,16 @@ class Kernel:
 
     # Tasks
 
-    def process(self) -> Manager:
-        """Return a new process: a manager with default permission."""
-        return Manager(config=self.config, pool=self.pool)
+    def process(self, parent: Manager | None = None) -> Manager:
+        """Return a new process: a manager with default permission, within the policy of its parent."""
+        if parent is None:
+            return Manager(config=self.config, pool=self.pool)
+        return Manager(
+            config=self.config,
+            pool=self.pool,
+            policy=parent.permissions.policy,
+            shrink_after=parent.shrink_after,
+        )
 
     def spawn(self, name: str = "task", *, permitted: int | None = None) -> Task:
         """Return the first thread of a new process."""
@@ -100,10 +107,15 @@ class Kernel:
         return self._clone(task, task.manager, shadow_stack)
 
     def fork(self, task: Task) -> Task:
-        """Return a thread of a new process, which inherits permission, the guest's and its lock too."""
-        child = self.process()
-        child.permissions = task.manager.permissions.inherited()
-        return self._clone(task, child, None)
+        """Return a thread of a new process, which inherits permission, the guest's and its lock too.
+
+        Its stack is a copy: a child of a signal handler returns from it too.
+        """
+        process = self.process(task.manager)
+        process.permissions = task.manager.permissions.inherited()
+        child = self._clone(task, process, None)
+        child.frames = list(task.frames)
+        return child
 
     def exec(self, task: Task) -> None:
         """Run another program in a task: nothing of state and permission is left."""
@@ -113,7 +125,7 @@ class Kernel:
         if task.vm:
             task.vm.guest.free()
             task.vm = None
-        task.exec(self.process())
+        task.exec(self.process(task.manager))
         if core:
             self.switch(core, task)
 
@@ -127,16 +139,18 @@ class Kernel:
     # Switching
 
     def switch(self, core: Core, task: Task | None) -> None:
-        """Make a task the current one: save the one before, restore this one in all components, PKRU apart."""
+        """Make a task the current one: save the one before, restore this one in all components, PKRU apart.
+
+        Whatever is raised, no task is the current one then: registers belong to a task that was loaded whole.
+        """
         if core.current is task:
             return
         if core.current:
             self._save(core, core.current)
-        core.current = task
+        core.current = None
         if task:
-            task.fpu.load(core.registers)
-            core.registers.pkru = task.fpu.pkru
-            task.switch_branches_in(core.registers)
+            self._load(core, task)
+            core.current = task
 
     def idle(self, core: Core) -> None:
         """Let a core idle: tiles are released, which deep idle states need (``fpu_idle_fpregs``)."""
@@ -213,6 +227,16 @@ class Kernel:
         except (FpStateError, MemoryError) as error:
             out_of_memory = PoolExhausted(f"no memory for the state of {task.name}")
             self.kill(core, error if isinstance(error, FpStateError) else out_of_memory)
+            raise
+
+    def _load(self, core: Core, task: Task) -> None:
+        """Load a task; where that fails or is interrupted, the registers are nobody's."""
+        try:
+            task.fpu.load(core.registers)
+            core.registers.pkru = task.fpu.pkru
+            task.switch_branches_in(core.registers)
+        except BaseException:
+            task.fpu.disown(core.registers)
             raise
 
     def _abandon(self, core: Core) -> None:

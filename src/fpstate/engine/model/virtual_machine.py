@@ -19,6 +19,8 @@ def create_vcpu(
 
     ``xcr0``: what the guest enables of what it may use (None: all of it). ``permitted`` narrows that.
     """
+    if task.vm:
+        raise VsoError(f"{task.name} is a vCPU's thread already", help="take another thread for another vCPU")
     guest = GuestFpu(task.manager, permitted=permitted)
     task.vm = Vm(guest, 0, 0)
     _enable_all(kernel, task.vm)
@@ -46,10 +48,11 @@ def enter_guest(kernel: Kernel, core: Core) -> None:
 
 
 def leave_guest(kernel: Kernel, core: Core) -> None:
-    """Run the host again: VM exit, then the host's state for the guest's."""
+    """Run the host again: VM exit where the guest runs, then the host's state for the guest's."""
     task = kernel.running(core)
     vm = _vm(task)
-    vm.exit(core.registers, task.fpu.pkru)
+    if vm.entered:
+        vm.exit(core.registers, task.fpu.pkru)
     try:
         task.fpu.swap(vm.guest, core.registers, enter=False)
     except FpStateError as refusal:
