@@ -11,6 +11,8 @@ from kvm_runs import QUANTUM, check, run_all, run_one, turn
 from fpstate.arch.component import LEGACY
 from fpstate.engine.kvm.abi import EXITS, SREGS_SIZE
 from fpstate.engine.kvm.context import SREGS
+from fpstate.engine.kvm.reset import DEBUG as DEBUG_REGISTERS
+from fpstate.engine.kvm.reset import DEBUG_INITIAL
 from fpstate.engine.kvm.supervisor import GS_PAGE, HANDLERS_PAGE, IDT_PAGE, STACK_PAGE, TABLES_PAGE
 from fpstate.engine.native import NativeEngine
 from fpstate.program import BUILTIN, FAULTS
@@ -161,6 +163,8 @@ def test_a_guest_that_sets_the_trap_flag_traps_itself_alone(kvm, assemble, body,
     if kind is ExitKind.FAULT:
         assert (guest.exit.signal, guest.exit.vector) == ("SIGTRAP", 1)
     assert check(run_one(engine, CANARY.load(), seed=2, argument=2000), 2, 2000) is None
+    carrier = engine.carriers.borrow(0)
+    assert DEBUG_REGISTERS.unpack_from(carrier.kvm.debugregs()) == DEBUG_INITIAL
 
 
 def test_a_guest_keeps_its_flags(kvm, assemble):

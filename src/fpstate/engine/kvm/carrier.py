@@ -65,7 +65,7 @@ class Carrier:
         self.xcr0 = self.kvm.xcr0()
         self.synced = machine.device.capability("KVM_CAP_SYNC_REGS") & SYNC_ALL == SYNC_ALL
         self._debugregs = self.kvm.debugregs()
-        self._stepped = False
+        self._traced = False
         if self.synced:
             self.kvm.shared[RUN_VALID_REGS : RUN_VALID_REGS + 8] = SYNC_ALL.to_bytes(8, "little")
         self._apic_base = self._fresh_apic_base()
@@ -84,9 +84,9 @@ class Carrier:
             self.xcr0 = guest.xcr0
         self.exchange.load(guest.vso, self.image)
         self.kvm.set_xsave(self.image)
-        if self._stepped:
+        if self._traced:
             self.kvm.set_debugregs(self._debugregs)
-            self._stepped = False
+            self._traced = False
         self._put(guest.context.data)
         self.resident = guest
 
@@ -109,7 +109,7 @@ class Carrier:
             self._complete()
         context = Context(self._get())
         stop = read_stop(reason, io, context, guest.memory)
-        self._stepped |= stop.why is not Why.PREEMPTED and stop.vector == DEBUG
+        self._traced |= _may_have_traced(stop, context)
         guest.context = context
         if stop.why is not Why.PREEMPTED:
             self.resident = None  # what the vCPU has may be a handler's registers, not the guest's
@@ -142,6 +142,13 @@ class Carrier:
 
     def _fresh_apic_base(self) -> bytes:
         return bytes((self.kvm.regs() + self.kvm.sregs())[APIC_BASE])
+
+
+def _may_have_traced(stop: Stop, context: Context) -> bool:
+    """Whether DR6 may tell of a #DB: the guest had one, or was preempted on the way to a handler or in one."""
+    if stop.why is Why.PREEMPTED:
+        return context.cpl != 3 or context.delivering
+    return stop.vector == DEBUG
 
 
 class CarrierPool:

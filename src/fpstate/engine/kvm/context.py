@@ -38,6 +38,13 @@ FSGSBASE, OSXSAVE = 1 << 16, 1 << 18
 _EFER: Final = 0xD00
 """LME, LMA, NXE. Not SCE: a guest has nobody to call."""
 RESUME_FLAG: Final = 1 << 16
+_GUEST_FLAGS: Final = 0x244DD5 | RESUME_FLAG
+"""What a guest itself can change, or be stopped with: CF, PF, AF, ZF, SF, TF, DF, OF, NT, AC, ID; RF."""
+
+
+def foreign_flags(rflags: int) -> int:
+    """Return the bits of an RFLAGS that are not an entry's and that no guest can change (IOPL, IF, VM)."""
+    return (rflags ^ ENTRY_RFLAGS) & ~_GUEST_FLAGS
 
 
 class Context:
@@ -75,6 +82,11 @@ class Context:
     def cpl(self) -> int:
         """The privilege level: the low bits of CS."""
         return self.data[_CS_SELECTOR] & 3
+
+    @property
+    def delivering(self) -> bool:
+        """Whether an exception waits to be delivered: exception.injected of struct kvm_vcpu_events."""
+        return bool(self.data[EVENTS])
 
     def leave_handler(self, *, rip: int, rsp: int, rflags: int) -> None:
         """Go back to the guest's own code, as IRET would."""

@@ -57,8 +57,9 @@ class Why(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """One stop. ``operation``: EAX of an orderly exit; the rest is a fault's, ``rip`` and ``address`` as the guest has
-    them; ``reason``: in words, where KVM stopped it for a reason of its own."""
+    """One stop. ``operation``: EAX of an orderly exit, ``vector`` the exception that told it, if one did; the rest is
+    a fault's, ``rip`` and ``address`` as the guest has them; ``reason``: in words, where KVM stopped it for a reason
+    of its own."""
 
     why: Why
     operation: int = 0
@@ -67,6 +68,16 @@ class Stop:
     address: int = 0
     rip: int = 0
     reason: str = ""
+
+    def __str__(self) -> str:
+        match self.why:
+            case Why.FAULT:
+                return f"exception {self.vector} at {self.rip:#x}, address {self.address:#x}"
+            case Why.UNEXPECTED:
+                return f"{self.reason} at {self.rip:#x}"
+            case Why.LEFT:
+                return f"it left with {self.operation}"
+        return "it was preempted"
 
 
 _PREEMPTED: Final = Stop(Why.PREEMPTED)
@@ -121,7 +132,7 @@ def _exception(vector: int, context: Context, space: GuestSpace) -> Stop:
     left = _left_at(vector, error_code, rip, space)
     context.leave_handler(rip=rip if left is None else left, rsp=rsp, rflags=rflags & ~RESUME_FLAG)
     if left is not None:
-        return Stop(Why.LEFT, operation=context["rax"] & 0xFFFFFFFF)
+        return Stop(Why.LEFT, operation=context["rax"] & 0xFFFFFFFF, vector=vector)
     address = context["cr2"] if vector == PAGE_FAULT else rip
     if vector == PAGE_FAULT:
         error_code &= (
