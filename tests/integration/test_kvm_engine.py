@@ -223,6 +223,15 @@ def test_a_program_that_does_not_fit_leaves_nothing_behind(kvm):
     assert engine.manager.statistics().contexts == 0
 
 
+def test_data_that_does_not_fit_leaves_no_memory_behind(kvm):
+    engine = kvm()
+    (chunk,) = engine.arena._chunks
+    before = set(chunk.living)
+    with pytest.raises(ProgramError, match="do not fit"):
+        engine.vcpu(CANARY.load(), input=bytes(1 << 20))
+    assert chunk.living == before
+
+
 def test_a_guest_with_much_memory_has_all_of_it(kvm, assemble):
     program = assemble(
         """

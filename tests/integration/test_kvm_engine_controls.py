@@ -11,7 +11,7 @@ from fpstate.arch import Component, mask_of
 from fpstate.arch.component import LEGACY, components_in
 from fpstate.arch.layout import Layout
 from fpstate.engine.kvm.context import Context
-from fpstate.engine.kvm.engine import KvmEngine, valid_xcr0
+from fpstate.engine.kvm.engine import KvmEngine
 from fpstate.engine.kvm.exchange import PKRU, Exchange
 from fpstate.engine.kvm.opcode import denied_component
 from fpstate.engine.leak import audit
@@ -246,14 +246,6 @@ def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
     assert exchange.in_use(image) == 0
     image[24:28] = (0x1FC0).to_bytes(4, "little")
     assert exchange.in_use(image) == mask_of(Component.SSE)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "given"),
-    [(0, 3), (7, 7), (0xE7, 0xE7), (0x67, 7), (0xE3, 3), (0x27, 7), (0x1F, 0x1F), (0x20007, 7)],
-)
-def test_xcr0_is_what_xsetbv_takes(wanted, given):
-    assert valid_xcr0(wanted) == given
 
 
 @pytest.mark.parametrize(

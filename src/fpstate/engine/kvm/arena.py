@@ -68,15 +68,19 @@ class Arena:
 
     def _add(self, size: int) -> _Chunk:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        slot = self._free_slots.pop() if self._free_slots else self._next_slot
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self.machine.map(slot, self._next_address, address, size)
-        chunk = _Chunk(memory, self._next_address, size, slot)
+        slot, guest_address = self._free_slot(), self._next_address
+        self._next_address += size  # before KVM knows: who is interrupted here must not use it again
+        self.machine.map(slot, guest_address, ctypes.addressof(ctypes.c_char.from_buffer(memory)), size)
+        chunk = _Chunk(memory, guest_address, size, slot)
         self._chunks.append(chunk)
         self._allow_mmu_pages()
-        self._next_slot = max(self._next_slot, slot + 1)
-        self._next_address += size
         return chunk
+
+    def _free_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        self._next_slot += 1
+        return self._next_slot - 1
 
     def _allow_mmu_pages(self) -> None:
         """KVM's own limit is a fiftieth of the memory: too little for many small address spaces, of which some could

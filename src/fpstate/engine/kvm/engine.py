@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 
-from fpstate.arch.component import LEGACY, USER_DYNAMIC, USER_SUPPORTED, Component, mask_of, mask_text
+from fpstate.arch.component import LEGACY, USER_DYNAMIC, USER_SUPPORTED, mask_text, xcr0_complete
 from fpstate.engine.kvm.arena import Arena
 from fpstate.engine.kvm.carrier import CarrierPool
 from fpstate.engine.kvm.cpuid import cr4_bits, leaf
@@ -30,14 +30,6 @@ from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
 from fpstate.vso.vso import Vso
 
-_TOGETHER = (
-    mask_of(Component.OPMASK, Component.ZMM_HI256, Component.HI16_ZMM),
-    mask_of(Component.TILECFG, Component.TILEDATA),
-    mask_of(Component.BNDREGS, Component.BNDCSR),
-)
-"""What XCR0 has together or not at all (SDM vol. 1, 13.3)."""
-_AVX = mask_of(Component.AVX)
-
 
 def missing(path: str | None = None) -> str | None:
     """Return what this machine lacks for the engine, or None where it works."""
@@ -49,16 +41,6 @@ def missing(path: str | None = None) -> str | None:
     except FpStateError as error:
         return str(error)
     return None
-
-
-def valid_xcr0(components: int) -> int:
-    """Return the largest XCR0 within ``components`` that XSETBV takes; x87 and SSE are always in it."""
-    for together in _TOGETHER:
-        if components & together != together:
-            components &= ~together
-    if not components & _AVX:
-        components &= ~_TOGETHER[0]
-    return components | LEGACY
 
 
 class KvmEngine:
@@ -141,7 +123,7 @@ class KvmEngine:
 
     def xcr0_for(self, vso: Vso) -> int:
         """Return the XCR0 that a guest gets: what it may use. Whether it is enforced is up to KVM."""
-        return valid_xcr0(vso.permitted & self.managed)
+        return xcr0_complete(vso.permitted & self.managed | LEGACY)
 
     def check_open(self) -> None:
         """Raise VsoError after ``close``."""

@@ -45,12 +45,13 @@ class GuestSpace:
             )
         tables = table_pages(_mappings(shared, 0, program, stack_size, size)) * PAGE_SIZE
         own = tables + PAGE_SIZE
+        code, last = program.memory(), block.to_bytes()  # what they refuse, before there is memory to lose
         piece = arena.take(own + size)
         physical = piece.guest_address
         piece.write(0, page_tables(_mappings(shared, physical + tables, program, stack_size, size), physical))
         base = START + stack_size
-        piece.write(own + stack_size, program.memory())
-        piece.write(own + size - BLOCK_SIZE, block.to_bytes())
+        piece.write(own + stack_size, code)
+        piece.write(own + size - BLOCK_SIZE, last)
         return cls(
             piece=piece,
             own=own,
