@@ -238,9 +238,22 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.usefixtures("session")
+def test_a_session_without_a_guest_or_closed_says_so():
+    with Session() as session:
+        for use in (lambda: session.run(1000), session.finish, session.checkpoint):
+            with pytest.raises(VsoError, match="no guest is here"):
+                use()
+        session.start(BUILTIN["spin"].load(), argument=5)
+    with pytest.raises(VsoError, match="no guest is here"):
+        session.run(1000)
+    with pytest.raises(VsoError, match="was closed"):
+        session.start(BUILTIN["spin"].load())
+
+
 def test_a_guest_that_faults_is_said_to_and_the_session_can_go_on(session):
     session.start(FAULTS["undefined_instruction"].load())
-    with pytest.raises(VsoError, match="did not finish"):
+    with pytest.raises(VsoError, match="did not finish: exception 6 at 0x"):
         session.finish()
     session.start(BUILTIN["probe"].load())
     assert session.finish().result
@@ -263,6 +276,14 @@ def test_a_checkpoint_that_is_refused_leaves_the_guest_that_is_here(session):
     for checkpoint in (broken, outside):
         with pytest.raises(ProgramError):
             session.resume(SavedState(saved.state, checkpoint))
+    for bit in (1, 3, 9, 12, 13, 17, 19, 20, 40):
+        registers = dataclasses.replace(
+            saved.checkpoint.registers, rflags=saved.checkpoint.registers.rflags ^ 1 << bit
+        )
+        with pytest.raises(ProgramError, match=f"RFLAGS has {1 << bit:#x}"):
+            session.resume(
+                SavedState(saved.state, dataclasses.replace(saved.checkpoint, registers=registers))
+            )
     with pytest.raises(LoadRefused, match="GS001"):
         session.resume(SavedState(dataclasses.replace(saved.state, xcr0=0), saved.checkpoint))
     block = session.finish()

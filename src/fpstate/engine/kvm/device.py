@@ -18,7 +18,7 @@ from fpstate.engine.kvm.abi import (
     XCOMP_GUEST_SUPP,
     XSAVE_SIZE,
 )
-from fpstate.errors import KvmError, UnsupportedHere
+from fpstate.errors import KvmError, UnsupportedHere, VsoError
 
 PATH = "/dev/kvm"
 NEEDED = ("KVM_CAP_USER_MEMORY", "KVM_CAP_EXT_CPUID", "KVM_CAP_XSAVE", "KVM_CAP_XCRS", "KVM_CAP_VCPU_EVENTS",
@@ -27,7 +27,9 @@ _MOST_CPUID_ENTRIES = 4096
 
 
 def ioctl(file: int, name: str, argument: int | bytearray = 0) -> int:
-    """Do an ioctl, in place where it has a buffer. Raises KvmError with its name and errno."""
+    """Do an ioctl, in place where it has a buffer. Raises KvmError with its name and errno, VsoError once closed."""
+    if file < 0:
+        raise VsoError(f"{name}: this was closed", help="open another one")
     try:
         return fcntl.ioctl(file, IOCTLS[name], argument)
     except OSError as error:

@@ -20,7 +20,7 @@ from fpstate.engine.kvm.abi import (
     SREGS_SIZE,
 )
 from fpstate.engine.kvm.arena import Arena
-from fpstate.engine.kvm.context import EVENTS, SREGS, Context
+from fpstate.engine.kvm.context import EVENTS, SREGS, Context, foreign_flags
 from fpstate.engine.kvm.cpuid import cr4_bits
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import Device
@@ -76,6 +76,7 @@ class Session:
 
     def close(self) -> None:
         """Close everything; may be called again."""
+        self.space = None
         if self.machine is not None:
             self.machine.close()
         if self.arena is not None:
@@ -134,15 +135,12 @@ class Session:
                 continue
             if stop.why is not Why.LEFT or stop.operation:
                 raise VsoError(f"{self.name} did not finish: {stop}")
-            assert self.space is not None
-            return self.space.read_block(self.name)
+            return self._guest().read_block(self.name)
         raise VsoError(f"{self.name} did not finish within {seconds} s")
 
     def checkpoint(self) -> SavedState:
         """Return the guest between two of its instructions; it can go on here all the same."""
-        space = self.space
-        if space is None:
-            raise VsoError("no guest is here")
+        space = self._guest()
         block, registers = space.read_block(self.name), self.context
         memory = space.piece.read(space.own, space.size)
         return SavedState(
@@ -190,6 +188,10 @@ class Session:
     def _space_for(self, checkpoint: Checkpoint) -> GuestSpace:
         """Place a checkpoint's memory; raises ProgramError where no guest here could have it as it is."""
         assert self.arena is not None
+        if foreign := foreign_flags(checkpoint.registers.rflags):
+            raise ProgramError(
+                checkpoint.program, f"RFLAGS has {foreign:#x}, which no guest here can have set or cleared"
+            )
         size = checkpoint.block - checkpoint.base
         if not 0 < size <= checkpoint.memory_size:
             raise ProgramError(
@@ -202,6 +204,11 @@ class Session:
             raise ProgramError(checkpoint.program, "its memory begins elsewhere than guests have it here")
         space.piece.write(space.own, checkpoint.memory_bytes())
         return space
+
+    def _guest(self) -> GuestSpace:
+        if self.space is None:
+            raise VsoError("no guest is here", help="start a program, or resume a checkpoint")
+        return self.space
 
     def _context_of(self, checkpoint: Checkpoint, space: GuestSpace) -> Context:
         registers = checkpoint.registers
@@ -238,7 +245,7 @@ class Session:
 
     def _enter(self) -> Stop:
         """Run once, finish what the exit left open, and read why it came."""
-        assert self.space is not None
+        space = self._guest()
         reason = self.vcpu.run()
         io = RUN_IO.unpack_from(self.vcpu.shared, RUN_UNION)[:4]
         if reason == EXIT_IO:
@@ -248,7 +255,7 @@ class Session:
             finally:
                 self.vcpu.immediate_exit = False
         self._get_context()
-        stop = read_stop(reason, io, self.context, self.space)
+        stop = read_stop(reason, io, self.context, space)
         if reason == EXIT_IO:
             self._set_context(self.context)
         return stop
@@ -261,7 +268,7 @@ class Session:
     @property
     def _between_instructions(self) -> bool:
         """Whether the guest is in its own code, and no exception of it waits (exception.injected of its events)."""
-        return self.context.cpl == 3 and not self.context.data[EVENTS]
+        return self.context.cpl == 3 and not self.context.delivering
 
     def _get_context(self) -> None:
         data = self.context.data
