@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from fpstate.arch import Cpu, Layout
 from fpstate.command.main import main
 from fpstate.engine.kvm.device import Device
 from fpstate.errors import UnsupportedHere
+from fpstate.image import Image
 from fpstate.source.checkpoint import SavedState
 from fpstate.source.guest_state import GuestState
 from fpstate.source.state_file import read_state, write_state
@@ -118,6 +120,35 @@ def test_a_damaged_file_is_refused_and_the_others_are_loaded(saved, tmp_path, ca
     for reason in ("SHA-256", "cut short", "no guest state", "whole.fpvso: loaded; spin: right"):
         assert reason in printed.out
     assert "1 of 4" in printed.err
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_loaded(saved, tmp_path, capsys):
+    files = [str(tmp_path / "none"), str(saved / "spin-0001.fpvso")]
+    assert main(["kvm", "load", *files]) == 2
+    printed = capsys.readouterr()
+    assert f"{files[0]}: No such file or directory" in printed.out
+    assert "spin-0001.fpvso: loaded; spin: right" in printed.out
+    assert "1 of 2" in printed.err
+    assert main(["kvm", "load", *files, "--json"]) == 2
+    first, second = json.loads(capsys.readouterr().out)["files"]
+    assert (first["loaded"], second["loaded"], second["result"]) == (False, True, "right")
+
+
+def test_what_is_refused_is_told_once_and_with_what_to_try(saved, tmp_path, capsys):
+    target = tmp_path / "foreign"
+    target.write_bytes(b"\x7fELF" * 100)
+    assert main(["kvm", "load", str(target)]) == 2
+    out = capsys.readouterr().out
+    assert out.count(str(target)) == 1
+    assert "  try: " in out
+    without_xss = state_of("sapphire-rapids", 0x7, present=0x7)
+    compacted = Layout.compacted(without_xss.state.cpu, 0x807)
+    state = dataclasses.replace(without_xss.state, image=Image.initial(compacted))
+    write_state(target, SavedState(state))
+    assert main(["kvm", "load", str(target)]) == 1
+    out = capsys.readouterr().out
+    assert "GS005" in out
+    assert "try: save IA32_XSS" in out
 
 
 @pytest.mark.usefixtures("kvm")

@@ -14,7 +14,7 @@ from fpstate.arch.component import mask_names, mask_of, mask_text
 from fpstate.command.quantity import nanoseconds
 from fpstate.engine.kvm.session import Session
 from fpstate.engine.kvm.transfer import LoadReport, load
-from fpstate.errors import FpStateError, LoadMismatch, LoadRefused
+from fpstate.errors import FpStateError, LoadMismatch, LoadRefused, SourceError
 from fpstate.image.convert import component_number
 from fpstate.program.builtin import BUILTIN
 from fpstate.source.checkpoint import SavedState
@@ -69,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load each file and report; the exit code is the highest that one of them has. Raises UnsupportedHere, OSError."""
+    """Load each file and report; the exit code is the highest that one of them has. Raises UnsupportedHere."""
     allowed = mask_of(*_components(args.allow_loss))
     limit = None if args.no_run else args.timeout / 1e9
     files = list(_files(args.files))
@@ -91,6 +91,8 @@ def load_file(session: Session, file: str, *, allow_loss: int = 0, limit: float 
         saved = read_state(file)
     except FpStateError as error:
         return Loaded(file, "not read", error=error)
+    except OSError as error:
+        return Loaded(file, "not read", error=SourceError(file, error.strerror or str(error)))
     program = saved.checkpoint.program if saved.checkpoint else ""
     try:
         report = _load(session, saved, allow_loss)
@@ -133,6 +135,7 @@ def describe(loaded: Loaded) -> dict[str, Any]:
         "program": loaded.program or None,
         "result": loaded.result or None,
         "error": None if loaded.error is None else str(loaded.error),
+        "help": (loaded.error and loaded.error.help) or None,
     }
 
 
@@ -188,7 +191,10 @@ def _files(paths: Iterable[str]) -> Iterator[str]:
 def _text(loaded: Loaded, *, in_full: bool) -> Iterator[str]:
     end = f"; {loaded.program}: {loaded.result}" if loaded.result else ""
     if loaded.error is not None:
-        yield f"{loaded.file}: {loaded.error}"
+        text = str(loaded.error)
+        yield text if text.startswith(loaded.file) else f"{loaded.file}: {text}"
+        if loaded.error.help:
+            yield f"  try: {loaded.error.help}"
     else:
         yield f"{loaded.file}: {loaded.verdict}{end}"
     if loaded.report is None or not in_full:

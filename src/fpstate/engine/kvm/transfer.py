@@ -155,7 +155,7 @@ def _accepted(state: GuestState, there: Destination, allow_loss: int) -> Predict
             prediction,
             help="name what may be lost, or load it into a vCPU that has these components"
             if prediction.outcome is Outcome.LOSS
-            else None,
+            else next((each.help for each in prediction.findings if each.help), None),
         )
     return prediction
 
