@@ -246,6 +246,32 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("nameless", [True, False], ids=["nameless", "named"])
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path, monkeypatch, nameless):
+    """write(2) and fsync(2) raise errors without a name."""
+    if not nameless:
+        monkeypatch.setattr("fpstate.source.durable._DESCRIPTORS", str(tmp_path / "no proc"))
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(OSError, match="no space") as caught:
+        replace_file(tmp_path / "a", b"new")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("nameless", [True, False], ids=["nameless", "named"])
+@pytest.mark.parametrize("name", ["x" * 255, "\u00e9" * 127])
+def test_the_longest_name_can_be_written(tmp_path, monkeypatch, name, nameless):
+    if not nameless:
+        monkeypatch.setattr("fpstate.source.durable._DESCRIPTORS", str(tmp_path / "no proc"))
+    replace_file(tmp_path / name, b"old")
+    replace_file(tmp_path / name, b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"new")]
+
+
 def test_a_device_or_a_folder_is_not_replaced(tmp_path):
     for path in (tmp_path, Path("/dev/null")):
         with pytest.raises(SourceError, match="no regular file"):
