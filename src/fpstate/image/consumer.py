@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Final, Self
 
 from fpstate.arch.component import (
+    AMX,
     COMPACTED_BIT,
     INDEPENDENT,
     LEGACY,
@@ -91,7 +92,7 @@ class Target:
         enabled = USER_SUPPORTED if cpu.enabled_xcr0 is None else cpu.enabled_xcr0
         xcr0 = cpu.user_mask & enabled | LEGACY
         if not cpu.has("XFD"):
-            xcr0 &= ~USER_DYNAMIC
+            xcr0 &= ~AMX  # XSETBV takes TILECFG and TILEDATA together
         held_back = xcr0 & USER_DYNAMIC & ~permitted
         kvm = xcr0 & _KVM_SUPPORTED & ~held_back
         if cpu.vendor in _SVM_VENDORS:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fpstate.arch.component import (
+    AMX,
     COMPONENTS,
     GUEST_SUPERVISOR,
     INDEPENDENT,
@@ -61,7 +62,8 @@ class FpuConfig:
         """Derive the configuration; without ``guest_supervisor`` as Linux up to 6.16 did, which has no CET_S.
 
         ``out_of_tree``: supervisor components that a patched kernel keeps too, such as UINTR, which Linux does not.
-        Where the processor's ``enabled_xcr0`` is known, user components that it leaves off are left out.
+        Where the processor's ``enabled_xcr0`` is known, user components that it leaves off are left out. Without XFD
+        there is no AMX (``cpuid_deps``): XSETBV would refuse TILECFG alone.
         Raises CpuidError where Linux would turn XSAVE off: APX and MPX both enumerated, or no x87 and SSE.
         """
         apx = mask_of(Component.APX)
@@ -76,7 +78,7 @@ class FpuConfig:
         enabled = USER_SUPPORTED if cpu.enabled_xcr0 is None else USER_SUPPORTED & cpu.enabled_xcr0
         features = cpu.user_mask & enabled | cpu.supervisor_mask & supervisor
         if not cpu.has("XFD"):
-            features &= ~USER_DYNAMIC
+            features &= ~AMX
         legacy = mask_of(*(number for number in components_in(LEGACY) if cpu.has(COMPONENTS[number].feature)))
         features |= legacy
         user = features & USER_SUPPORTED

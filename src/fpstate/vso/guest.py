@@ -97,7 +97,12 @@ class GuestFpu:
         self.fpstate.xfd = value
 
     def sync_xfd(self, processor: LiveRegisters) -> None:
-        """Take IA32_XFD from the processor, where the guest writes it itself (``fpu_sync_guest_vmexit_xfd_state``)."""
+        """Take IA32_XFD from the processor, where the guest writes it itself (``fpu_sync_guest_vmexit_xfd_state``).
+
+        Raises VsoError where the guest's registers are not in that processor: its IA32_XFD is another's then.
+        """
+        if self.fpstate.loaded_on is not processor:
+            raise VsoError("the guest's registers are not in this processor", help="swap it in first")
         self.fpstate.xfd = processor.xfd
 
     def enable_features(self, features: int) -> None:

@@ -26,8 +26,9 @@ _XMM: Final = LEGACY_PIECES[Component.SSE][1]
 def export_uabi(image: Image, config: FpuConfig, features: int, pkru: int) -> bytes:
     """Return a state in the standard format of the user components in ``features``.
 
-    ``image`` is a kernel image without PKRU, whose value is ``pkru``: where ``features`` has it and it is not 0, it
-    is stated. What is absent is zeros, but for FCW, MXCSR and MXCSR_MASK; the software bytes have XCR0.
+    ``image`` is a kernel image without PKRU, whose value is ``pkru``: it is stated where ``features`` has it, 0 too,
+    for an import keeps its own value of what is absent. What else is absent is zeros, but for FCW, MXCSR and
+    MXCSR_MASK; the software bytes have XCR0.
     """
     layout = Layout.standard(config.cpu, features & USER_SUPPORTED)
     stated = image.xstate_bv & layout.mask & ~_PKRU
@@ -42,7 +43,7 @@ def export_uabi(image: Image, config: FpuConfig, features: int, pkru: int) -> by
         _copy(out, source, (_XMM,))
     for at, to, size in moves(image.layout, layout, stated & ~LEGACY):
         out[to : to + size] = source[at : at + size]
-    if layout.mask & _PKRU and pkru:
+    if layout.mask & _PKRU:
         place, stated = layout.offset(Component.PKRU), stated | _PKRU
         out[place : place + 4] = pkru.to_bytes(4, "little")
     out[SOFTWARE_AT : SOFTWARE_AT + 8] = config.user_max.features.to_bytes(8, "little")

@@ -208,3 +208,22 @@ def test_an_image_of_the_registers_can_be_taken_and_a_snapshot_put_back(processo
 def test_reset_registers_are_the_initial_configuration(processor):
     for component, value in processor.file.values.items():
         assert value == initial_bytes(component, 0, len(value))
+
+
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        ("mxcsr", 0x21F80),
+        ("u_cet", 0x3C0),
+        ("u_cet", 0xC00),
+        ("pl3_ssp", 2),
+        ("pl0_ssp", 1),
+        ("pasid", 1 << 40),
+    ],
+)
+def test_registers_do_not_take_what_no_restore_would_bring_back(register, value):
+    processor = Processor.under_linux(Cpu.catalog("sapphire-rapids"))
+    before = processor.read(register)
+    with pytest.raises(ProcessorFault, match="#GP"):
+        processor.write_all({"xmm0": 5, register: value})
+    assert (processor.read(register), processor.read("xmm0")) == (before, 0)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
-from fpstate.arch.component import LEGACY
+from fpstate.arch.component import LEGACY, xcr0_problem
 from fpstate.errors import CpuidError
+from fpstate.image.consumer import Target
 from fpstate.vso.config import FpuConfig, StateConfig
 from fpstate.vso.signal_frame import minsigstksz, sigframe_size
 
@@ -136,7 +137,17 @@ def test_without_xfd_there_are_no_dynamic_components() -> None:
     config = FpuConfig.from_cpu(replace(cpu, features=cpu.features - {"XFD"}))
     assert not config.kernel_max.features & TILEDATA
     assert config.init_xfd == 0
-    assert config.user_max.size == 2816
+    assert config.user_max.size == 2696
+
+
+@pytest.mark.parametrize("name", Cpu.catalog_names())
+@pytest.mark.parametrize("lacking", ["", "XFD", "AVX", "AVX512F", "MPX"])
+def test_xsetbv_takes_what_linux_would_enable(name: str, lacking: str) -> None:
+    cpu = Cpu.catalog(name)
+    features = cpu.features - ({"AVX", "AVX512F"} if lacking == "AVX" else {lacking})
+    narrowed = replace(cpu, features=features)
+    assert xcr0_problem(FpuConfig.from_cpu(narrowed).xcr0, cpu.xcr0) is None
+    assert xcr0_problem(Target.from_cpu(narrowed).xcr0, cpu.xcr0) is None
 
 
 def test_what_the_operating_system_left_off_is_left_out() -> None:

@@ -382,7 +382,8 @@ class TestExport:
         guest = GuestFpu(spr())
         data = bytearray(guest.export())
         assert (data[0:2], data[24:28]) == ((0x37F).to_bytes(2, "little"), (0x1F80).to_bytes(4, "little"))
-        for start, end in ((0, 2), (24, 32), (464, 472)):
+        assert int.from_bytes(data[512:520], "little") == mask_of(Component.PKRU)
+        for start, end in ((0, 2), (24, 32), (464, 472), (512, 520)):
             data[start:end] = bytes(end - start)
         assert not any(data)
 
@@ -454,6 +455,13 @@ class TestImport:
         present_and_zero[2688:2692] = bytes(4)
         guest.import_(present_and_zero)
         assert guest.pkru == 0
+
+    def test_a_pkru_of_0_is_exported_and_so_replaces_another(self):
+        """I11: absent would mean kept, and an export that lacks it would open or close the wrong keys."""
+        exporter, importer = GuestFpu(spr()), GuestFpu(spr())
+        importer.pkru = 0x30
+        importer.import_(exporter.export())
+        assert importer.pkru == 0
 
     def test_no_other_component_is_kept(self):
         guest = GuestFpu(spr())

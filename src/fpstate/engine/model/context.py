@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fpstate.arch.component import GUEST_SUPERVISOR
 from fpstate.engine.model.kernel import Core, Kernel
-from fpstate.engine.model.name import take
 from fpstate.engine.model.pattern import components_of
 from fpstate.engine.model.processor import Processor
 from fpstate.engine.model.script import Script, Setting, counts, result_of
@@ -107,16 +106,8 @@ class ModelVcpu:
             self._problem(f"{refused.step} was {how}, not refused by {refused.how}")
 
     def _write(self, core: Core, step: Write) -> None:
-        mask = self._reached(core, step.registers)
-
-        def write(processor: Processor) -> None:
-            processor.use(mask)
-            image = processor.image(mask)
-            for name, value in step.registers.items():
-                image.registers[name] = value
-            take(processor.file, image)
-
-        self.kernel.run(core, write)
+        self._reached(core, step.registers)
+        self.kernel.run(core, lambda processor: processor.write_all(step.registers))
 
     def _check(self, core: Core, step: Check) -> None:
         mask = self._reached(core, step.registers)

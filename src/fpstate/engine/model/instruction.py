@@ -61,9 +61,14 @@ def emms(machine: Machine) -> None:
 def ldmxcsr(machine: Machine, mxcsr: int) -> None:
     """LDMXCSR: raises #GP for reserved bits."""
     machine.use(mask_of(SSE))
+    check_mxcsr(machine, mxcsr)
+    machine.file.mxcsr = mxcsr
+
+
+def check_mxcsr(machine: Machine, mxcsr: int) -> None:
+    """Raise #GP for bits of MXCSR that this processor does not have."""
     if excess := mxcsr & ~machine.cpu.mxcsr_mask:
         raise refusal("XS017", f"MXCSR {mxcsr:#x} has reserved bits {excess:#x}")
-    machine.file.mxcsr = mxcsr
 
 
 def move_mmx(machine: Machine, index: int, data: bytes) -> None:

@@ -26,14 +26,6 @@ def read(file: RegisterFile, cpu: Cpu, name: str) -> int:
     return image_of(file, cpu, components_of(name)).registers[name]
 
 
-def write(file: RegisterFile, cpu: Cpu, name: str, value: int) -> None:
-    """Change a register, and of its components what ``Registers`` changes with it; raises RegisterError."""
-    mask = components_of(name)
-    image = image_of(file, cpu, mask)
-    image.registers[name] = value
-    take(file, image)
-
-
 def image_of(file: RegisterFile, cpu: Cpu, mask: int) -> Image:
     """Return the registers of these components as a compacted image in which all of them are present."""
     held = mask & (mask_of(*cpu.geometry) | 3) | mask_of(Component.SSE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 from fpstate.arch.component import mask_of
@@ -11,6 +12,7 @@ from fpstate.engine.model.area import Area
 from fpstate.engine.model.behaviour import Behaviour
 from fpstate.engine.model.machine import ALL, Machine
 from fpstate.engine.model.register_file import RegisterFile
+from fpstate.engine.model.supervisor import check_contents
 from fpstate.errors import ImageError
 from fpstate.image import Image
 from fpstate.vso.config import FpuConfig
@@ -122,12 +124,28 @@ class Processor(Machine):
         return name.read(self.file, self.cpu, register)
 
     def write(self, register: str, value: int) -> None:
-        """Write a register as an instruction that needs its components: may raise #UD or #NM.
+        """Write a register as an instruction that needs its components: may raise #UD, #NM or #GP.
 
         ``st0`` to ``st7``, ``mm0`` to ``mm7`` and ``ftag`` change the tags as ``fpstate.Registers`` does.
         """
-        self.use(name.components_of(register))
-        name.write(self.file, self.cpu, register, value)
+        self.write_all({register: value})
+
+    def write_all(self, registers: Mapping[str, int]) -> None:
+        """Write several registers at once: all of them, or none where one is refused.
+
+        Raises #GP for an MXCSR that LDMXCSR, and for CET and PASID values that WRMSR does not take.
+        """
+        mask = 0
+        for register in registers:
+            mask |= name.components_of(register)
+        self.use(mask)
+        image = name.image_of(self.file, self.cpu, mask)
+        for register, value in registers.items():
+            image.registers[register] = value
+        instruction.check_mxcsr(self, image.registers["mxcsr"])
+        for place in image.layout.places:
+            check_contents(place.component, bytes(image.store.view[place.offset : place.end]))
+        name.take(self.file, image)
 
     def image(self, mask: int | None = None) -> Image:
         """Return the registers of these components (default: XCR0 and IA32_XSS) as an image, whatever the mode.

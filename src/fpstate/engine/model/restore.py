@@ -26,6 +26,7 @@ from fpstate.engine.model.area import (
 from fpstate.engine.model.behaviour import Pointers
 from fpstate.engine.model.contents import LOADED, X87_SIZE, pending, with_canonical_pointers, with_pointers_of
 from fpstate.engine.model.fault import PROTECTION, fault, refusal
+from fpstate.engine.model.instruction import check_mxcsr
 from fpstate.engine.model.machine import REACHED, Machine, Spans, reached
 from fpstate.engine.model.register_file import RestoreInfo
 from fpstate.engine.model.supervisor import check_supervisor
@@ -122,8 +123,7 @@ def _check_compacted(area: Area | bytes, present: int, held: int, enabled: int) 
 
 def _checked_mxcsr(machine: Machine, area: Area | bytes) -> int:
     mxcsr: int = WORD.unpack_from(area, MXCSR)[0]
-    if excess := mxcsr & ~machine.cpu.mxcsr_mask:
-        raise refusal("XS017", f"MXCSR {mxcsr:#x} has reserved bits {excess:#x}")
+    check_mxcsr(machine, mxcsr)
     return mxcsr
 
 

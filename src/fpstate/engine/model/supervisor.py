@@ -33,9 +33,15 @@ def check_supervisor(machine: Machine, area: Area | bytes, rfbm: int, present: i
     if rfbm & mask_of(Component.UINTR) and values[Component.UINTR][_UINV]:
         raise fault(PROTECTION, "UINV is not zero while user interrupts are restored", "SDM Vol. 2, XRSTORS")
     for component, bit, start, end in spans:
-        check = _CHECKS.get(component)
-        if check is not None and rfbm & present & bit:
-            check(bytes(area[start:end]))
+        if rfbm & present & bit:
+            check_contents(component, bytes(area[start:end]))
+
+
+def check_contents(component: int, data: bytes) -> None:
+    """Raise #GP for bytes of a supervisor component that neither XRSTORS nor WRMSR takes."""
+    check = _CHECKS.get(component)
+    if check is not None:
+        check(data)
 
 
 def _check_pt(data: bytes) -> None:
