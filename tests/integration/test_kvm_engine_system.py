@@ -21,9 +21,11 @@ from fpstate.command.main import main
 from fpstate.engine import availability
 from fpstate.engine.kvm import device as device_module
 from fpstate.engine.kvm import engine as engine_module
+from fpstate.engine.kvm import vcpu as vcpu_module
 from fpstate.engine.kvm.abi import IOCTLS
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.engine import KvmEngine, missing
+from fpstate.engine.kvm.session import Session
 from fpstate.engine.kvm.ticker import Ticker, tick_signal
 from fpstate.engine.kvm.vcpu import Machine
 from fpstate.errors import KvmError, UnsupportedHere, VsoError
@@ -275,6 +277,7 @@ def test_a_device_that_may_not_be_opened_is_told(monkeypatch, number):
     [
         ({"KVM_GET_API_VERSION": 11}, "KVM's API version is 11, not 12"),
         ({"KVM_CAP_XSAVE": 0}, "KVM_CAP_XSAVE, which this KVM is too old for"),
+        ({"KVM_CAP_DEBUGREGS": 0}, "KVM_CAP_DEBUGREGS, which this KVM is too old for"),
         ({"KVM_CAP_IMMEDIATE_EXIT": 0}, "KVM_CAP_IMMEDIATE_EXIT, which this KVM is too old for"),
     ],
 )
@@ -295,6 +298,31 @@ def test_no_xsave2_means_4096_bytes_and_the_older_ioctl(kvm, monkeypatch):
     assert [check(guest, seed, 5000) for seed, guest in enumerate(guests)] == [None] * 3
     carrier = engine.carriers.borrow(0)
     assert (carrier.kvm.has_xsave2, carrier.kvm.xsave_size) == (False, 4096)
+
+
+def test_a_session_refuses_a_kvm_that_would_cut_its_states_short(kvm, monkeypatch):
+    kvm()
+    monkeypatch.setattr(Device, "xsave_size", property(lambda device: 575))
+    with pytest.raises(UnsupportedHere, match="KVM_CAP_XSAVE2: KVM gives 575 bytes"):
+        Session()
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EOPNOTSUPP])
+def test_virtualization_in_other_hands_is_unsupported_and_told(kvm, monkeypatch, capsys, number):
+    kvm()
+    real = vcpu_module.ioctl
+
+    def refuse(file: int, name: str, *arguments: object) -> int:
+        if name == "KVM_CREATE_VM":
+            raise KvmError(name, number)
+        return real(file, name, *arguments)
+
+    monkeypatch.setattr(vcpu_module, "ioctl", refuse)
+    reason = f"KVM_CREATE_VM failed: {os.strerror(number)} ({errno.errorcode[number]})"
+    assert reason in (missing() or "")
+    for command in (["run", "--engine", "kvm"], ["kvm", "info"], ["kvm", "reset"]):
+        assert main(command) == 3
+        assert reason in capsys.readouterr().err
 
 
 def _answer(monkeypatch, answers: dict[str, int]) -> None:

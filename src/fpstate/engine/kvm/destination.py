@@ -23,6 +23,7 @@ from fpstate.arch.component import (
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.kvm.cpuid import leaf
+from fpstate.errors import UnsupportedHere
 from fpstate.image.consumer import Target
 
 XSS: Final = 0xDA0
@@ -70,6 +71,14 @@ class StateVcpu(Protocol):
         """Set MSRs, and return how many were."""
 
 
+def check_room(layout: Layout, size: int) -> None:
+    """Raise UnsupportedHere where ``size`` bytes of KVM_GET_XSAVE2 do not hold a whole state."""
+    if layout.size > size:
+        raise UnsupportedHere(
+            f"KVM_CAP_XSAVE2: KVM gives {size} bytes of a state, and one has {layout.size} here"
+        )
+
+
 @dataclass(frozen=True)
 class Destination:
     """One vCPU as a state sees it. Masks are component bitmaps.
@@ -108,6 +117,10 @@ class Destination:
         xss = (extended[2] | extended[3] << 32) & SUPERVISOR_SUPPORTED
         msrs = tuple(name for name, number in STATE_MSRS.items() if number in vcpu.msrs([number]))
         return cls(cpu, kvm, guest & kvm, xss, vcpu.xsave_size, msrs)
+
+    def check_whole(self) -> None:
+        """Raise UnsupportedHere where KVM would cut this vCPU's states short."""
+        check_room(self.layout, self.xsave_size)
 
     @cached_property
     def layout(self) -> Layout:

@@ -22,7 +22,7 @@ from fpstate.errors import KvmError, UnsupportedHere, VsoError
 
 PATH = "/dev/kvm"
 NEEDED = ("KVM_CAP_USER_MEMORY", "KVM_CAP_EXT_CPUID", "KVM_CAP_XSAVE", "KVM_CAP_XCRS", "KVM_CAP_VCPU_EVENTS",
-          "KVM_CAP_IMMEDIATE_EXIT")  # fmt: skip
+          "KVM_CAP_DEBUGREGS", "KVM_CAP_IMMEDIATE_EXIT")  # fmt: skip
 _MOST_CPUID_ENTRIES = 4096
 
 

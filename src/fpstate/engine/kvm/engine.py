@@ -34,7 +34,7 @@ from fpstate.vso.vso import Vso
 def missing(path: str | None = None) -> str | None:
     """Return what this machine lacks for the engine, or None where it works."""
     try:
-        with _open(path) as device:
+        with _open(path) as device, Machine(device):
             _supported_xcr0(device, device.supported_cpuid())
     except UnsupportedHere as error:
         return error.missing

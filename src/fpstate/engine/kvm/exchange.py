@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fpstate.arch.component import Component, components_in, mask_of
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
+from fpstate.engine.kvm.destination import check_room
 from fpstate.errors import UnsupportedHere
 from fpstate.image import Image
 from fpstate.image.move import Move, moves
@@ -33,10 +34,7 @@ class Exchange:
         self.layout = Layout.standard(manager.config.cpu, mask)
         if self.layout != Layout.standard(Cpu.host(), mask):
             raise UnsupportedHere(f"the layout of {manager.config.cpu.name}, which the manager has")
-        if self.layout.size > size:
-            raise UnsupportedHere(
-                f"KVM_CAP_XSAVE2: KVM gives {size} bytes of a state, and one has {self.layout.size} here"
-            )
+        check_room(self.layout, size)
         self.always = mask & PKRU | SSE
         self._blank = Image.initial(self.layout).to_bytes().ljust(size, b"\0")
         self._starts: dict[int, bytes] = {}

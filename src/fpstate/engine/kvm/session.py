@@ -228,6 +228,7 @@ class Session:
         self._shared.write(0, shared_pages())
         self.vcpu = self.machine.vcpu()
         self.destination = Destination.of(self.vcpu, supported_xcr0=self.device.supported_xcr0)
+        self.destination.check_whole()
         self._tick = tick_signal()
         self.vcpu.set_signal_mask(blocked_in_guests(self._tick))
         self._cr4 = cr4_bits(self.vcpu.cpuid())

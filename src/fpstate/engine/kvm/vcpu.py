@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import mmap
@@ -31,22 +32,27 @@ from fpstate.engine.kvm.abi import (
     XCRS_SIZE,
 )
 from fpstate.engine.kvm.device import Device, ioctl
-from fpstate.errors import KvmError
+from fpstate.errors import KvmError, UnsupportedHere
 
 _RUN, _SET_XSAVE = IOCTLS["KVM_RUN"], IOCTLS["KVM_SET_XSAVE"]
+_NO_VIRTUALIZATION = frozenset((errno.EBUSY, errno.EIO, errno.ENODEV, errno.EOPNOTSUPP, errno.EPERM))
+"""What KVM_CREATE_VM answers where virtualization is in other hands, disabled or forbidden."""
 _CPUID_ENTRIES = 256
 """The most that a vCPU has (KVM_MAX_CPUID_ENTRIES)."""
 
 
 class Machine:
-    """A virtual machine: memory slots and vCPUs. Closing it closes its vCPUs; close it before its device."""
+    """A virtual machine: memory slots and vCPUs. Closing it closes its vCPUs; close it before its device.
+
+    Raises UnsupportedHere where the processor's virtualization is off or in other hands, KvmError for all else.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.vcpus: list[KvmVcpu] = []
         self._numbers = itertools.count()
         self.file = -1
-        self.file = ioctl(device.file, "KVM_CREATE_VM")
+        self.file = _create(device)
         os.set_inheritable(self.file, False)
 
     def __enter__(self) -> Machine:
@@ -278,6 +284,18 @@ class KvmVcpu:
     def _check_size(self, data: bytearray, size: int) -> None:
         if len(data) != size:
             raise ValueError(f"{len(data)} bytes given, {size} needed")
+
+
+def _create(device: Device) -> int:
+    try:
+        return ioctl(device.file, "KVM_CREATE_VM")
+    except KvmError as error:
+        if error.errno not in _NO_VIRTUALIZATION:
+            raise
+        raise UnsupportedHere(
+            f"a virtual machine: {error}",
+            help="see the kernel's log; another hypervisor may hold the processor",
+        ) from error
 
 
 def _msr_table(values: Mapping[int, int]) -> bytearray:
