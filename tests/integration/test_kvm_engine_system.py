@@ -109,6 +109,18 @@ def test_memory_of_guests_that_ended_goes_back_to_the_system(kvm):
     assert engine.arena.bytes_mapped <= 24 * MIB
 
 
+def test_memory_of_guests_that_follow_each_other_goes_back_to_the_system(kvm):
+    engine = kvm()
+    for _ in range(40):
+        run_all(engine, [engine.vcpu(SPIN.load(), argument=10, memory_size=MIB)])
+    assert engine.arena.bytes_mapped <= 16 * MIB
+    with Session() as session:
+        for _ in range(40):
+            session.start(SPIN.load(), argument=10, memory_size=MIB)
+        assert session.finish().result is not None
+        assert session.arena.bytes_mapped <= 16 * MIB
+
+
 def test_an_engine_that_fails_half_made_leaves_nothing(kvm, monkeypatch):
     kvm().close()
     before = kvm_files()

@@ -41,7 +41,9 @@ class Arena:
         with self._lock:
             chunk = self._chunks[-1] if self._chunks else None
             if chunk is None or chunk.size - chunk.used < size:
-                chunk = self._add(max(CHUNK_SIZE, size))
+                full, chunk = chunk, self._add(max(CHUNK_SIZE, size))
+                if full and not full.living:  # kept by ``give`` for what was to come
+                    self._remove(full)
             piece = Piece(chunk, chunk.used, size)
             chunk.living.add(piece.offset)
             chunk.used += size
