@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -147,6 +149,69 @@ def test_peers_that_are_not_here_are_named_and_left_out(native, tmp_path):
     assert report["ratios"]["greenlet.fast"]["value"] is None
     assert "greenlet" in report["ratios"]["greenlet.fast"]["missing"]
     assert report["ratios"]["memory.million"]["missing"] == "section memory was not asked for"
+
+
+@pytest.fixture
+def little_memory(native, monkeypatch):
+    """So much that a thousand contexts with slots do not fit, and a few thousand without do."""
+    if not native.features()["xsavec"]:
+        pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
+    monkeypatch.setattr("fpstate.bench.room.available", lambda: 5_000_000)
+
+
+def test_with_little_memory_there_are_fewer_contexts_and_it_is_said(little_memory, capsys):
+    assert main(["bench", "many", "memory", "--quick", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {walk["contexts"] for walk in report["many"]["walks"]} == {1, 16}
+    assert "1,000 contexts need" in report["missing"]["round robins over 1,000 contexts"]
+    assert 0 < report["memory"]["contexts"] < 20_000
+    assert report["ratios"]["memory.million"]["case"] == f"{report['memory']['contexts']:,}"
+    assert "20,000 contexts need" in report["missing"]["some of the contexts"]
+
+
+def test_a_process_that_fills_memory_and_ends_is_told_of(little_memory, monkeypatch, capsys):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert main(["bench", "memory", "--quick"]) == 3
+    assert "static blobs end with code 1" in capsys.readouterr().err
+
+
+def test_the_processor_and_the_core_are_as_they_were_afterwards(native, little_memory, capsys):
+    before = os.sched_getaffinity(0), native.core_choice()["core"]
+    assert main(["bench", "switch", "--quick"]) == 0
+    assert (os.sched_getaffinity(0), native.core_choice()["core"]) == before
+
+
+def test_an_interrupt_leaves_no_process_and_no_folder(measured, tmp_path):
+    command = [sys.executable, "-c", "import sys; " + RUN, "bench", "peers", "--repeats", "100000"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    started = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(peers := children(started.pid)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert (started.returncode, "Traceback" in said) == (130, False)
+    assert list(tmp_path.iterdir()) == []
+    assert len(peers) >= 3
+    assert [peer for peer in peers if state_of(peer) not in ("gone", "Z")] == []
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def state_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+def test_a_picture_in_the_place_of_a_folder_is_refused_before_anything_is_measured(tmp_path, capsys):
+    assert main(["bench", "switch", "--quick", "--plot", str(tmp_path)]) == 2
+    assert "bench: switch" not in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_known_is_refused_with_those_that_are(capsys):

@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,16 @@ def describe(processor: int) -> dict[str, Any]:
     }
 
 
-def pin() -> int:
-    """Keep this process, and those that it starts, on the last processor that it may use; return which."""
-    processor = max(os.sched_getaffinity(0))
+@contextmanager
+def pinned() -> Iterator[int]:
+    """Keep this thread, and what it starts, on the last processor that it may use, and say which; free it again."""
+    allowed = os.sched_getaffinity(0)
+    processor = max(allowed)
     os.sched_setaffinity(0, {processor})
-    return processor
+    try:
+        yield processor
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def stolen_ms(processor: int) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from .baseline import PLAIN, READ, Slots
 from .measured import Measured, Settings
 from .quantity import Ratio, worst
+from .room import OWN_BYTES, contexts_that_fit, shortage
 from .sample import Samples, figures, in_turn
 from .state import ALL_BUT_X87, EVERYTHING, TYPICAL, classes, image_of, stretches, visits
 from .subject import Core, Ring, cores, make_contexts
@@ -19,12 +20,19 @@ HELD_TO_LIMITS: Final = 100_000
 
 
 def measure(settings: Settings) -> Measured:
-    """Measure both cores, as it is, with the successor named, and in one call, beside plain instructions over slots."""
+    """Measure both cores, as it is, with the successor named, and in one call, beside plain instructions over slots.
+
+    Round robins that there is no room for are named and left out.
+    """
     subjects, missing = cores()
     walks, ratios = list[dict[str, Any]](), dict[str, dict[str, Ratio]]()
     masks = classes()
+    each = 2 * Slots((image_of(masks[EVERYTHING]),), 1).stride + OWN_BYTES
     for name in (name for name in CLASSES if name in masks):
         for count in settings.many:
+            if contexts_that_fit(count, each) < count:
+                missing[f"round robins over {count:,} contexts"] = shortage(count, each)
+                continue
             slots = Slots((image_of(masks[name]),), count)
             contexts = make_contexts((image_of(masks[name]),), count).contexts
             for order in ORDERS:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from fpstate.arch.component import LEGACY, Component, mask_of
+from fpstate.errors import UnsupportedHere
 
 from .baseline import Slots
 from .measured import Measured, Settings
 from .quantity import Ratio
+from .room import OWN_BYTES, contexts_that_fit, shortage
 from .sample import in_turn
 from .state import image_of, managed
 from .subject import Ring, make_contexts
@@ -43,13 +45,23 @@ WAYS: Final = (BLOBS, "contexts", PARKED)
 
 
 def measure(settings: Settings) -> Measured:
-    """Measure a mix of contexts, as they run and parked, beside as many static blobs."""
-    count = settings.million
+    """Measure a mix of contexts, as they run and parked, beside as many static blobs: as many as there is room for.
+
+    Raises UnsupportedHere where there is none, and where a process that fills them ends.
+    """
+    stride = Slots((image_of(managed()),), 1).stride + OWN_BYTES
+    count = contexts_that_fit(settings.million, stride)
+    if not count:
+        raise UnsupportedHere(shortage(1, stride))
+    missing = (
+        {} if count == settings.million else {"some of the contexts": shortage(settings.million, stride)}
+    )
     taken = in_turn({way: _child(way, count) for way in WAYS}, min(settings.repeats, _MOST_REPEATS))
     rows = [_row(way, taken[way].min, count) for way in WAYS]
     rows += [{"what": what, "each": each, "total": each * count} for what, each in _ELSEWHERE]
     details: dict[str, Any] = {"contexts": count, "rows": rows}
-    return Measured({"memory.million": Ratio(taken[PARKED], taken[BLOBS], f"{count:,}", "bytes")}, details)
+    ratio = Ratio(taken[PARKED], taken[BLOBS], f"{count:,}", "bytes")
+    return Measured({"memory.million": ratio}, details, missing)
 
 
 def _row(way: str, total: float, count: int) -> dict[str, Any]:
@@ -59,7 +71,10 @@ def _row(way: str, total: float, count: int) -> dict[str, Any]:
 def _child(way: str, count: int) -> Callable[[], float]:
     def sample() -> float:
         command = [sys.executable, "-m", __name__, way, str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().rpartition("\n")[2]
+            raise UnsupportedHere(f"{count:,} {way} end with code {done.returncode}{last and ': ' + last}")
         return float(done.stdout)
 
     return sample

@@ -11,6 +11,7 @@ from . import machine
 from .measured import SCHEMA, Measured, Settings
 from .quantity import QUANTITIES, SECTIONS, Quantity, as_json
 from .sections import section
+from .subject import core_kept
 
 NOT_MEASURED: Final = ("Intel processors",)
 """Nothing is claimed for these."""
@@ -25,10 +26,10 @@ def measure(
     what is missing. Raises UnsupportedHere where nothing of what was asked for can be measured.
     """
     chosen = [name for name in SECTIONS if not names or name in names]
-    processor = machine.pin()
-    described, stolen = machine.describe(processor), machine.stolen_ms(processor)
-    found, lacking = _sections(chosen, settings, progress)
-    after = machine.stolen_ms(processor)
+    with machine.pinned() as processor, core_kept():
+        described, stolen = machine.describe(processor), machine.stolen_ms(processor)
+        found, lacking = _sections(chosen, settings, progress)
+        after = machine.stolen_ms(processor)
     described["stolen_ms"] = None if stolen is None or after is None else after - stolen
     return {
         "schema": SCHEMA,

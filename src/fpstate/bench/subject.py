@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,17 +99,24 @@ class Core:
 def cores() -> tuple[list[Core], dict[str, str]]:
     """Return the cores that work here, and what is missing for the rest, by the names of the quantities."""
     found, missing = [], dict[str, str]()
-    chosen = _core.core_choice()["core"]
-    try:
+    with core_kept():
         for name in NAMES:
             try:
                 Core(name).use()
                 found.append(Core(name))
             except FpStateError as error:
                 missing |= dict.fromkeys(_depending(name), str(error))
+    return found, missing
+
+
+@contextmanager
+def core_kept() -> Iterator[None]:
+    """Put the core that was chosen in place again, whichever are used meanwhile."""
+    chosen = _core.core_choice()["core"]
+    try:
+        yield
     finally:
         _core.core_use(chosen)
-    return found, missing
 
 
 def _depending(core: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,10 @@ def _check(args: argparse.Namespace) -> None:
         raise FpStateError(f"--repeats {args.repeats}: at least 1")
     if args.plot and not args.plot.parent.is_dir():
         raise FpStateError(f"--plot {args.plot}: there is no folder {args.plot.parent}")
+    if args.plot and (
+        args.plot.is_dir() or not os.access(args.plot if args.plot.exists() else args.plot.parent, os.W_OK)
+    ):
+        raise FpStateError(f"--plot {args.plot}: it cannot be written")
 
 
 def _gate(beyond: list[str]) -> int:
