@@ -30,10 +30,12 @@ from fpstate.errors import (
     UnsupportedComponent,
 )
 from fpstate.vso.config import FpuConfig
-from fpstate.vso.signal_frame import minsigstksz
+from fpstate.vso.signal_frame import altstack_floor, minsigstksz
 
 GUEST_LOCKED: Final = 1 << 63
 """In a guest permission: frozen by the first guest (``FPU_GUEST_PERM_LOCKED``)."""
+MINSIGSTKSZ: Final = 2048
+"""No alternate signal stack is smaller (``sigaltstack(2)``)."""
 REQUEST_LIMIT: Final = 20
 """Component numbers from here on are unknown to ``arch_prctl`` (``XFEATURE_MAX``, Linux 6.16)."""
 
@@ -55,6 +57,12 @@ def check_host_features(mask: int) -> None:
         except GuestOnlyComponentWarning as warning:
             raise refusal from warning
         raise refusal
+
+
+class AltstackRefused(StackTooSmall):
+    """sigaltstack(2) refuses a stack that has no room for a frame with what the process is permitted (ENOMEM)."""
+
+    errno_name = "ENOMEM"
 
 
 class Kind(enum.Enum):
@@ -89,9 +97,12 @@ class Permissions:
             Kind.GUEST: config.guest_default.features & self.policy,
         }
 
-    def inherited(self) -> Permissions:
-        """Return what a forked process starts with: the same, the guest's lock included (``fpu_inherit_perms``)."""
-        child = Permissions(self.config, policy=self.policy, ia32=self.ia32)
+    def inherited(self, altstack: int = 0) -> Permissions:
+        """Return what a forked process starts with: the same, the guest's lock included (``fpu_inherit_perms``).
+
+        ``altstack`` is the alternate signal stack of the thread that forks, which is a copy in the child.
+        """
+        child = Permissions(self.config, policy=self.policy, altstacks=[altstack], ia32=self.ia32)
         child._masks = dict(self._masks)
         return child
 
@@ -152,6 +163,29 @@ class Permissions:
         if kind is Kind.HOST:
             self._check_altstacks(component, self._masks[kind] | bit)
         self._masks[kind] |= bit
+
+    def set_altstack(self, size: int, earlier: int = 0) -> None:
+        """Put a thread's alternate signal stack in the place of its earlier one, as sigaltstack(2) does; 0 is none.
+
+        Raises AltstackRefused for less than MINSIGSTKSZ, and once the process is permitted dynamic components for what
+        is not larger than the frame (``sigaltstack_size_valid``); the earlier one then stays.
+        """
+        permitted = self._masks[Kind.HOST] & USER_DYNAMIC
+        needed = MINSIGSTKSZ
+        if permitted:
+            frame = altstack_floor(self.config.user_max.size, self.user_size(Kind.HOST), self.ia32)
+            needed = max(needed, frame + 1)
+        if size and size < needed:
+            raise AltstackRefused(
+                max(components_in(permitted), default=0),
+                f"a signal stack of {size} bytes, and {needed} are needed for {mask_text(self.user_mask(Kind.HOST))}",
+                size=size,
+                needed=needed,
+                help="allocate at least AT_MINSIGSTKSZ bytes (getauxval(51)) for sigaltstack",
+            )
+        if earlier in self.altstacks:
+            self.altstacks.remove(earlier)
+        self.altstacks.append(size)
 
     def altstack_needed(self, mask: int) -> int:
         """Return the bytes that alternate signal stacks need in contexts with the components in ``mask``."""

@@ -28,3 +28,13 @@ def sigframe_size(user_size: int, ia32: bool = True) -> int:
 def minsigstksz(user_max_size: int, ia32: bool = True) -> int:
     """Return AT_MINSIGSTKSZ in bytes for the largest standard-format state, dynamic components included."""
     return -(-sigframe_size(user_max_size, ia32) // _FRAME_ALIGNMENT) * _FRAME_ALIGNMENT
+
+
+def altstack_floor(user_max_size: int, user_size: int, ia32: bool = True) -> int:
+    """Return the bytes that an alternate signal stack has to exceed with ``user_size`` bytes of state permitted.
+
+    The kernel takes its whole buffer, magic word included, off AT_MINSIGSTKSZ and adds the state alone.
+    Source: ``sigaltstack_size_valid``.
+    """
+    buffer = user_max_size + _MAGIC2 + (_FREGS_STATE if ia32 else 0)
+    return minsigstksz(user_max_size, ia32) - buffer + user_size

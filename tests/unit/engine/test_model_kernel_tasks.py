@@ -17,11 +17,12 @@ from fpstate.errors import (
     GuestOnlyComponentWarning,
     PermissionDenied,
     ProcessorFault,
+    StackTooSmall,
     UnsupportedComponent,
     VsoError,
 )
 from fpstate.vso.manager import Manager
-from fpstate.vso.permission import Kind
+from fpstate.vso.permission import AltstackRefused, Kind
 from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
@@ -412,6 +413,20 @@ class TestFork:
         spr.switch(core, child)
         sigreturn(spr, core)
         assert read(core, "xmm3", "mxcsr", "zmm31", "tmm2") == [WRITTEN[Component.SSE][1], 0x1FA0, 0, 0]
+
+    def test_a_signal_stack_that_is_too_small_goes_to_a_child_and_not_to_a_thread(self, spr):
+        """I7 (B16): the child's request is refused as its parent's is; stacks of those that ended do not count."""
+        task = spr.spawn()
+        spr.sigaltstack(task, 2048)
+        child, thread = spr.fork(task), spr.thread(task)
+        assert (child.altstack, thread.altstack) == (2048, 0)
+        for refused in (task, child, thread):
+            with pytest.raises(StackTooSmall):
+                spr.request(refused, Component.TILEDATA)
+        spr.end(task)
+        spr.request(thread, Component.TILEDATA)
+        with pytest.raises(AltstackRefused):
+            spr.sigaltstack(thread, 2048)
 
     def test_a_thread_shares_permission_and_gets_a_shadow_stack_of_its_own(self, spr):
         (core,) = spr.cores

@@ -15,7 +15,7 @@ from fpstate.errors import (
     UnsupportedComponent,
 )
 from fpstate.vso.config import FpuConfig
-from fpstate.vso.permission import GUEST_LOCKED, Kind, Permissions, check_host_features
+from fpstate.vso.permission import GUEST_LOCKED, AltstackRefused, Kind, Permissions, check_host_features
 
 TILEDATA = mask_of(Component.TILEDATA)
 CET_S = mask_of(Component.CET_S)
@@ -98,6 +98,32 @@ class TestRequests:
     @pytest.mark.parametrize("stacks", [[], [0], [11952], [0, 65536]])
     def test_signal_stacks_that_are_absent_or_large_enough_do_not(self, stacks: list[int]) -> None:
         permissions = Permissions(SPR, altstacks=stacks)
+        permissions.request(Component.TILEDATA)
+        assert permissions.mask(Kind.HOST) & TILEDATA
+
+    @pytest.mark.parametrize(("size", "taken"), [(0, True), (11836, False), (11837, True), (65536, True)])
+    def test_with_permission_a_signal_stack_has_to_exceed_the_frame(self, size: int, taken: bool) -> None:
+        """I7: permission and signal stacks are checked against each other, whichever comes first (B16)."""
+        permissions = Permissions(SPR)
+        permissions.set_altstack(2048)
+        permissions.set_altstack(0, earlier=2048)
+        permissions.request(Component.TILEDATA)
+        if taken:
+            permissions.set_altstack(size)
+            return
+        with pytest.raises(AltstackRefused, match="11837 are needed") as caught:
+            permissions.set_altstack(size)
+        assert (caught.value.errno_name, caught.value.needed) == ("ENOMEM", 11837)
+        assert size not in permissions.altstacks
+
+    def test_no_signal_stack_is_smaller_than_minsigstksz(self) -> None:
+        with pytest.raises(AltstackRefused, match="2048 are needed"):
+            Permissions(SPR).set_altstack(2047)
+
+    def test_a_stack_that_was_replaced_no_longer_counts(self) -> None:
+        permissions = Permissions(SPR)
+        permissions.set_altstack(2048)
+        permissions.set_altstack(65536, earlier=2048)
         permissions.request(Component.TILEDATA)
         assert permissions.mask(Kind.HOST) & TILEDATA
 

@@ -109,12 +109,12 @@ class Kernel:
     def fork(self, task: Task) -> Task:
         """Return a thread of a new process, which inherits permission, the guest's and its lock too.
 
-        Its stack is a copy: a child of a signal handler returns from it too.
+        Its stacks are copies: a child of a signal handler returns from it too.
         """
         process = self.process(task.manager)
-        process.permissions = task.manager.permissions.inherited()
+        process.permissions = task.manager.permissions.inherited(task.altstack)
         child = self._clone(task, process, None)
-        child.frames = list(task.frames)
+        child.frames, child.altstack = list(task.frames), task.altstack
         return child
 
     def exec(self, task: Task) -> None:
@@ -192,6 +192,11 @@ class Kernel:
         """ARCH_REQ_XCOMP_PERM and ARCH_REQ_XCOMP_GUEST_PERM, for the whole process."""
         task.manager.request(component, kind)
 
+    def sigaltstack(self, task: Task, size: int) -> None:
+        """Give a thread an alternate signal stack of ``size`` bytes; 0 takes it away. Raises AltstackRefused."""
+        task.manager.permissions.set_altstack(size, task.altstack)
+        task.altstack = size
+
     # Registers that are not enabled cannot be reached
 
     def check_enabled(self, core: Core, components: int) -> None:
@@ -249,7 +254,8 @@ class Kernel:
         core.registers.restore(Image.initial(self.config.kernel_layout(LEGACY)), everything)
 
     def _free(self, task: Task) -> None:
-        """Give a task's states back, a guest's that is swapped in too."""
+        """Give a task's states back, a guest's that is swapped in too, and take its signal stack away."""
+        self.sigaltstack(task, 0)
         fpu = task.fpu
         for state in (fpu.fpstate, fpu.task_fpstate):
             if state:

@@ -45,13 +45,15 @@ class Vm:
 class Task:
     """A thread. Its process is its manager: permission is the process's, and lasts until exec.
 
-    ``frames`` are what the signal frames on its stack hold of it, the innermost last; ``branches`` are its last
-    branch records while it does not run, None where it records none; ``killed`` is what it died of.
+    ``frames`` are what the signal frames on its stack hold of it, the innermost last; ``altstack`` is the size of its
+    alternate signal stack, 0 for none; ``branches`` are its last branch records while it does not run, None where it
+    records none; ``killed`` is what it died of.
     """
 
     name: str
     fpu: TaskFpu
     frames: list[bytes] = field(default_factory=list)
+    altstack: int = 0
     branches: Image | None = None
     records_branches: bool = False
     vm: Vm | None = None
@@ -89,6 +91,7 @@ class Task:
         self.fpu = TaskFpu(manager, permitted=permitted)
         self.fpu.pkru = INIT_PKRU
         self.frames.clear()
+        self.altstack = 0
         earlier.free()
 
     def switch_branches_out(self, registers: KernelRegisters) -> None:
