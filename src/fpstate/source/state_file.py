@@ -89,8 +89,15 @@ def decode(data: bytes, source: str = "<bytes>") -> SavedState:
 
 
 def write_state(path: str | os.PathLike[str], saved: SavedState) -> None:
-    """Write one file, whole or not at all, readable by its owner alone. Raises OSError."""
-    replace_file(path, encode(saved))
+    """Write one file, whole or not at all, readable by its owner alone.
+
+    Raises OSError, and SourceError for a guest with more memory than ``decode`` takes, or a file longer than that.
+    """
+    memory = saved.checkpoint.memory_size if saved.checkpoint else 0
+    _check_fits(path, memory, "memory")
+    data = encode(saved)
+    _check_fits(path, len(data), "state")
+    replace_file(path, data)
 
 
 def read_state(path: str | os.PathLike[str]) -> SavedState:
@@ -105,6 +112,15 @@ def read_state(path: str | os.PathLike[str]) -> SavedState:
 def state_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the states in a folder by name; hidden files are not among them."""
     return sorted(path for path in Path(folder).glob(f"*{SUFFIX}") if not path.name.startswith("."))
+
+
+def _check_fits(path: str | os.PathLike[str], size: int, what: str) -> None:
+    if size > LONGEST:
+        raise SourceError(
+            str(path),
+            f"{size} bytes of {what}, and files have at most {LONGEST}",
+            help="give the guest less memory",
+        )
 
 
 def _check_whole(data: bytes, source: str) -> None:

@@ -21,7 +21,7 @@ from fpstate.source.checkpoint import Checkpoint, GeneralRegisters, SavedState, 
 from fpstate.source.durable import replace_file
 from fpstate.source.guest_state import GuestState, PkruPolicy
 from fpstate.source.open import READERS, open_source
-from fpstate.source.state_file import MAGIC, decode, encode, read_state, state_files, write_state
+from fpstate.source.state_file import LONGEST, MAGIC, decode, encode, read_state, state_files, write_state
 from fpstate.testing import random_image
 
 SPR = Cpu.catalog("sapphire-rapids")
@@ -204,6 +204,23 @@ def test_a_file_of_another_size_than_any_state_is_not_read(tmp_path):
         file.truncate((1 << 28) + 1)
     with pytest.raises(SourceError, match="at most"):
         read_state(tmp_path / "big.fpvso")
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    state = saved(checkpoint=True)
+    much = dataclasses.replace(state.checkpoint, memory_size=LONGEST + 4096)
+    with pytest.raises(
+        SourceError, match=f"{LONGEST + 4096} bytes of memory, and files have at most {LONGEST}"
+    ):
+        write_state(tmp_path / "a", SavedState(state.state, much))
+    most = dataclasses.replace(state.checkpoint, memory_size=LONGEST)
+    write_state(tmp_path / "a", SavedState(state.state, most))
+    assert read_state(tmp_path / "a").checkpoint.memory_size == LONGEST
+    size = len(encode(SavedState(state.state)))
+    monkeypatch.setattr("fpstate.source.state_file.LONGEST", size - 1)
+    with pytest.raises(SourceError, match=f"{size} bytes of state"):
+        write_state(tmp_path / "b", SavedState(state.state))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_folder_lists_its_states_and_no_hidden_file(tmp_path):
