@@ -239,6 +239,19 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.usefixtures("session")
+def test_a_guest_that_loaded_a_segment_register_is_not_checkpointed_without_it(session, assemble):
+    session.start(assemble("mov eax, ds; mov es, eax; jmp $"))
+    session.run(2_000_000)
+    session.checkpoint()
+    session.start(assemble("mov eax, 0x18; mov es, eax; jmp $"))
+    for _ in range(50):  # a tick may come before the guest has begun
+        session.run(2_000_000)
+        if session.context["rip"] > session.space.entry + 5:
+            break
+    with pytest.raises(VsoError, match="loaded es 0x18, and no checkpoint has"):
+        session.checkpoint()
+
+
 def test_a_session_without_a_guest_or_closed_says_so():
     with Session() as session:
         for use in (lambda: session.run(1000), session.finish, session.checkpoint):

@@ -28,6 +28,7 @@ _AT: Final = {name: 8 * index for index, name in enumerate(REGISTERS)} | {
 _SEGMENT_AT: Final = {name: SREGS + SEGMENT.size * index for index, name in enumerate(SEGMENTS)}
 APIC_BASE: Final = slice(_AT["apic_base"], _AT["apic_base"] + 8)
 _SELECTOR: Final = 12
+_LOADABLE: Final = ("cs", "ds", "es", "fs", "gs", "ss")
 _CS_SELECTOR: Final = _SEGMENT_AT["cs"] + _SELECTOR
 
 _CR0: Final = 0x80050033
@@ -77,6 +78,12 @@ class Context:
     def general(self) -> bytes:
         """The general registers, rip and rflags, as struct kvm_regs."""
         return bytes(self.data[:SREGS])
+
+    @property
+    def selectors(self) -> dict[str, int]:
+        """The selectors that a guest can load, by the names of the registers."""
+        at = {name: _SEGMENT_AT[name] + _SELECTOR for name in _LOADABLE}
+        return {name: int.from_bytes(self.data[start : start + 2], "little") for name, start in at.items()}
 
     @property
     def cpl(self) -> int:

@@ -40,6 +40,7 @@ from fpstate.vso.config import FpuConfig
 from fpstate.vso.kernel_permission import request_from_kernel
 from fpstate.vso.permission import Kind
 
+_SELECTORS = Context.start(root=0, entry=0, stack=0, argument=0, cr4=0).selectors
 _LONGEST_SLICE = 20_000_000
 _SLICES_OUT = 28
 """From 1 ns, each twice as long as the one before: half a second in all."""
@@ -139,8 +140,14 @@ class Session:
         raise VsoError(f"{self.name} did not finish within {seconds} s")
 
     def checkpoint(self) -> SavedState:
-        """Return the guest between two of its instructions; it can go on here all the same."""
+        """Return the guest between two of its instructions; it can go on here all the same.
+
+        Raises VsoError where it loaded segment registers: a checkpoint has none of them.
+        """
         space = self._guest()
+        if own := sorted(self.context.selectors.items() - _SELECTORS.items()):
+            loaded = ", ".join(f"{name} {selector:#x}" for name, selector in own)
+            raise VsoError(f"{self.name} loaded {loaded}, and no checkpoint has segment registers")
         block, registers = space.read_block(self.name), self.context
         memory = space.piece.read(space.own, space.size)
         return SavedState(
