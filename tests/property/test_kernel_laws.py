@@ -23,7 +23,10 @@ pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"
 )
 
-PROCESSORS = ("sapphire-rapids", "diamond-rapids-model", "skylake-sp", "zen4", "knights-landing")
+PROCESSORS = (
+    *("sapphire-rapids", "diamond-rapids-model", "skylake-sp", "zen4", "knights-landing"),
+    *("bulldozer", "haswell", "zen1"),
+)
 SEQUENCES, STEPS = 12, 120
 TILEDATA = mask_of(Component.TILEDATA)
 REGISTERS = {

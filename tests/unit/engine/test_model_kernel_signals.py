@@ -146,6 +146,15 @@ def test_a_frame_that_is_not_believed_brings_x87_and_sse_alone(spr, change):
     assert spr.read(expected) == expected
 
 
+def test_clearing_pointers_for_the_rest_does_not_clear_the_x87_that_the_frame_brought():
+    handled = Handled("bulldozer")
+    frame = bytearray(handled.frame())
+    frame[472] = LEGACY
+    sigreturn(handled.kernel, handled.core, bytes(frame))
+    expected = USER | {"mxcsr": 0x1F80}  # the standard format brings it with AVX, which becomes initial
+    assert handled.read(USER) == expected
+
+
 def test_a_smaller_frame_with_its_own_magic_word_is_believed(spr):
     """B13: the second magic word is where the frame says, not where the task's own would be."""
     frame = bytearray(spr.frame())[:832] + MAGIC2.to_bytes(4, "little")

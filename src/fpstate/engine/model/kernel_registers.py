@@ -19,6 +19,7 @@ from fpstate.image.control import MXCSR_INIT
 from fpstate.vso.config import FpuConfig
 
 PKRU: Final = int(Component.PKRU)
+_X87: Final = mask_of(Component.X87)
 _SSE: Final = mask_of(Component.SSE)
 _UINTR: Final = mask_of(Component.UINTR)
 
@@ -97,7 +98,7 @@ class KernelRegisters:
         with self.kernel_mode() as processor:
             if rfbm & _UINTR & processor.xss and processor.read("uintr_uinv"):
                 processor.write("uintr_uinv", 0)
-            if processor.behaviour.pointers is Pointers.UNTOUCHED:
+            if rfbm & _X87 and processor.behaviour.pointers is Pointers.UNTOUCHED:
                 processor.fninit()
             if not cpu.has("XSAVE"):
                 processor.fxrstor(area[:512])
