@@ -21,10 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from round_trip import busy_image
-
-from fpstate import Cpu, Manager, Program
-from fpstate.arch.component import mask_text
+from fpstate import Cpu, Image, Layout, Manager, Program
+from fpstate.arch.component import COMPONENTS, LEGACY, components_in, mask_text
 from fpstate.engine.kvm.abi import IOCTLS, XSAVE_SIZE
 from fpstate.engine.kvm.carrier import Carrier
 from fpstate.engine.kvm.engine import KvmEngine
@@ -38,6 +36,17 @@ TARGET = 1.10
 LEAVE_FOR_EVER = bytes.fromhex("b801000000e7f5ebf7")
 """1: mov $1, %eax; out %eax, $0xF5; jmp 1b"""
 LARGEST = "sapphire-rapids"
+DATA_REGISTERS = ("st", "xmm", "ymm", "zmm", "k")
+
+
+def busy_image(cpu: Cpu, mask: int) -> Image:
+    """Return an image with something in every register of the components in ``mask``."""
+    image = Image.initial(Layout.compacted(cpu, mask | LEGACY))
+    for component in components_in(mask):
+        for field in COMPONENTS[component].fields:
+            if field.name.startswith(DATA_REGISTERS):
+                image.registers[field.name] = (1 << 8 * field.size - 2) - 1
+    return image
 
 
 def c_loops() -> ctypes.CDLL:
