@@ -28,6 +28,7 @@ from fpstate.arch import Cpu
 ROOT = Path(__file__).parents[2]
 FIBERS, SOURCES = ROOT / "examples" / "fibers", Path(__file__).parent / "c_api"
 SWITCHES = 50_000
+FORKS = 200
 FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-shared", "-fPIC", "-Wl,-z,now")
 WITHOUT_VECTORS = "-mgeneral-regs-only"
 UPWARD = Control(mxcsr=0x5F80, fcw=0x0B7F)
@@ -167,6 +168,11 @@ def test_threads_switch_at_the_same_time_without_the_gil(core, build, each_core)
             pool.map(lambda seed: ask(library.check_switches, core, width(), seed, SWITCHES // 4, 1), seeds)
         )
     assert [answer.mismatches for answer in found] == [0] * 8
+
+
+def test_a_fork_while_other_threads_take_memory_leaves_a_child_that_can(core, build):
+    library = ctypes.CDLL(build("C", "-pthread", SOURCES / "forks.c"))
+    assert library.forks_survived(ctypes.c_void_p(address_of_table(core)), FORKS) == FORKS
 
 
 def test_control_words_are_kept_for_each_fiber(core, controls):

@@ -1,8 +1,12 @@
 /* A region is two megabytes, aligned to as much, with its own free list: one huge page where the kernel has it. */
 #include "shelf.h"
 
+#include <linux/futex.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 enum { ALIGNMENT = 64, PAGE = 4096 };
 #define REGION_BYTES (2ul << 20)
@@ -14,17 +18,35 @@ struct region {
     size_t taken;
 };
 
-static atomic_flag lock = ATOMIC_FLAG_INIT;
+/* A futex, 2 where somebody may wait: the C library's mutex may use vector registers, and to spin for the time of an
+ * munmap, or of a holder that does not run, may take for ever under real-time priorities. */
+enum { FREE, HELD, AWAITED };
+static atomic_int lock;
 
 static void acquire(void)
 {
-    while (atomic_flag_test_and_set_explicit(&lock, memory_order_acquire))
-        __builtin_ia32_pause();
+    int found = FREE;
+    if (atomic_compare_exchange_strong_explicit(&lock, &found, HELD, memory_order_acquire, memory_order_relaxed))
+        return;
+    while (atomic_exchange_explicit(&lock, AWAITED, memory_order_acquire) != FREE)
+        syscall(SYS_futex, &lock, FUTEX_WAIT_PRIVATE, AWAITED, NULL);
 }
 
 static void release(void)
 {
-    atomic_flag_clear_explicit(&lock, memory_order_release);
+    if (atomic_exchange_explicit(&lock, FREE, memory_order_release) == AWAITED)
+        syscall(SYS_futex, &lock, FUTEX_WAKE_PRIVATE, 1);
+}
+
+static void in_child(void)
+{
+    atomic_store(&lock, FREE); /* the threads that waited are not here */
+}
+
+/* A child has the memory as it was at the fork, and none of the other threads: nobody may be in the midst of it. */
+__attribute__((constructor)) static void survive_fork(void)
+{
+    pthread_atfork(acquire, release, in_child);
 }
 
 void bytes_copy(void *to, const void *from, size_t size)
