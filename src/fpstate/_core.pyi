@@ -66,7 +66,7 @@ def save_state(buffer: Buffer | None, room: int, /) -> tuple[int, bool]:
 
     Returns what is in use, and whether the state lies in this thread's spill area, laid out for everything managed,
     because the buffer (None: there is none) has no room for it: then nothing was written to the buffer. The registers
-    stay as they are. Raises ValueError for a buffer that is no XSAVE area.
+    stay as they are. Raises ValueError for a buffer that is no XSAVE area, or too small for ``room``.
     """
 
 def load_state(buffer: Buffer | None, /) -> None:
@@ -290,8 +290,10 @@ class Order:
         """Load the context whose turn it is, switch to the next so many times, and save the last; all in C.
 
         ``prefetch`` fetches the successors' states early; None: where all of them exceed the second-level cache. The
-        thread's vector registers are initial afterwards, its control words as before. Holds the GIL. Raises
-        PoolExhausted; ``position`` then says whose turn it was.
+        thread's vector registers are initial afterwards, its control words as before. Every few milliseconds the last
+        one is saved, other threads may take the GIL, and an exception of a signal's handler ends the run. Raises that,
+        PoolExhausted, or OverflowError for a number that is negative or has more than 64 bits; ``position`` then says
+        whose turn it was.
         """
 
     @property
@@ -348,7 +350,8 @@ class Vcpu:
     def attach(self, buffer: Buffer | None, save_mask: int, /) -> None:
         """Let the state lie in ``buffer``, laid out for ``save_mask``; None and 0: it is initial, without memory.
 
-        The core keeps the plain address: the caller keeps the memory alive.
+        The core keeps the plain address: the caller keeps the memory alive. Raises ValueError for a buffer that is no
+        XSAVE area, or too small for ``save_mask``.
         """
 
     def set_register(self, index: int, value: int, /) -> None: ...

@@ -1,6 +1,7 @@
 """vCPUs and queues of the bare core: how guests leave, and what misuse is refused."""
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from fpstate.arch import Cpu, Layout
 from fpstate.errors import UnsupportedHere, VsoError
 
 PAGE = 4096
@@ -86,6 +88,24 @@ def test_a_guest_leaves_by_call_by_port_by_fault_and_by_tick(native, guest):
     assert queue.run(QUANTUM, 1_000_000, 3) is None
     assert vcpu.exit_kind == native.EXIT_PREEMPTED
     assert vcpu.preemptions == vcpu.slices
+
+
+@pytest.mark.parametrize("stack", [0, 1 << 63])
+def test_a_jump_to_the_exit_without_a_stack_is_a_fault_of_the_guest(native, guest, stack):
+    """The exit pops what a call would have pushed: that faults in the host's code, and on the guest's account."""
+    vcpu = guest(b"\x65\xff\x24\x25\0\0\0\0")  # jmp *%gs:0
+    vcpu.set_register(RSP, stack)
+    vcpu.set_register(RDI, 5)
+    queue = native.Queue()
+    queue.add(vcpu)
+    assert queue.run(QUANTUM, BUDGET) is vcpu
+    assert vcpu.exit_kind == native.EXIT_FAULT
+    assert vcpu.fault[0] in (signal.SIGSEGV, signal.SIGBUS)
+    assert (vcpu.registers[RSP], vcpu.registers[RDI]) == (stack, 5)
+    other = guest(FINISH)
+    queue.add(other)
+    assert queue.run(QUANTUM, BUDGET) is other
+    assert other.exit_kind == native.EXIT_CALL
 
 
 def test_counters_add_up(native, guest):
@@ -244,6 +264,25 @@ def test_a_state_buffer_is_aligned_writable_and_large_enough(native):
     assert vcpu.save_mask == 3
 
 
+def test_a_state_buffer_holds_what_it_is_to_have_room_for(native):
+    """One byte too few, and a component that is not there: the image would end outside, or be one XRSTOR refuses."""
+    mask = native.features()["managed_mask"]
+    if not native.features()["xsavec"]:
+        pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
+    size = Layout.compacted(Cpu.host(), mask).size
+    slab = native.Slab(-(-size // 64) * 64, 1)
+    vcpu, whole = native.Vcpu(), memoryview(slab)[:size]
+    for use in (vcpu.attach, native.save_state):
+        with pytest.raises(ValueError, match=f"at least {size} bytes"):
+            use(whole[:-1], mask)
+        with pytest.raises(ValueError, match="XCR0"):
+            use(whole, mask | 1 << 62)
+    assert vcpu.save_mask == 0
+    assert not any(whole)
+    vcpu.attach(whole, mask)
+    assert vcpu.save_mask == mask
+
+
 def test_values_that_do_not_fit_are_refused(native):
     vcpu = native.Vcpu()
     for name, value in (("pkru", 1 << 32), ("shrink_after", 1 << 32), ("rip", 1 << 64), ("rip", -1)):
@@ -252,6 +291,11 @@ def test_values_that_do_not_fit_are_refused(native):
     for name in ("slices", "fault", "save_mask", "spilled"):
         with pytest.raises(AttributeError):
             setattr(vcpu, name, 1)
+    vcpu.rip = 7
+    for name in ("rip", "pkru"):
+        with pytest.raises(AttributeError, match="deleted"):
+            delattr(vcpu, name)
+    assert vcpu.rip == 7
 
 
 def test_a_vcpu_in_use_without_a_buffer_is_spilled_and_waits(native, guest):

@@ -35,6 +35,17 @@ uint32_t arrangement_offset(const struct arrangement *arrangement, uint32_t comp
     }
 }
 
+size_t arrangement_extent(const struct arrangement *arrangement, uint64_t components)
+{
+    size_t end = LEGACY_AND_HEADER;
+    for (uint32_t i = 2; i < 63; i++) {
+        size_t last = arrangement_offset(arrangement, i) + (size_t)processor()->component[i].size;
+        if (components >> i & 1 && last > end)
+            end = last;
+    }
+    return end;
+}
+
 static uint32_t offset_of(uint64_t room, bool compact, uint32_t component)
 {
     if (!(room >> component & 1))

@@ -15,6 +15,8 @@ enum { OPMASK_NUMBER = 5, ZMM_HI256_NUMBER = 6, HI16_ZMM_NUMBER = 7 };
 struct arrangement arrangement_of(uint64_t room, bool compact);
 /* Where a component lies in it; 0 and 1 lie in the legacy region. */
 uint32_t arrangement_offset(const struct arrangement *arrangement, uint32_t component);
+/* Bytes up to the end of the last of these components. */
+size_t arrangement_extent(const struct arrangement *arrangement, uint64_t components);
 /* What contexts have: everything managed, compacted where there is XSAVEC. */
 const struct arrangement *whole(void);
 /* The read-only area that all idle contexts share. */

@@ -25,18 +25,6 @@ static bool zeros(const char *image, size_t from, size_t to)
     return true;
 }
 
-/* Bytes that XRSTOR looks at. */
-static size_t extent(uint64_t in_use, const struct arrangement *arrangement)
-{
-    size_t end = LEGACY_AND_HEADER;
-    for (uint32_t i = 2; i < 63; i++) {
-        size_t last = arrangement_offset(arrangement, i) + (size_t)processor()->component[i].size;
-        if (in_use >> i & 1 && last > end)
-            end = last;
-    }
-    return end;
-}
-
 #define REFUSE(...) return snprintf(why, why_size, __VA_ARGS__), why
 const char *image_illegal(const char *image, size_t size, char *why, size_t why_size)
 {
@@ -60,9 +48,9 @@ const char *image_illegal(const char *image, size_t size, char *why, size_t why_
     if ((!compact || in_use & SSE) && mxcsr & ~processor()->mxcsr_mask)
         REFUSE("MXCSR %#x at byte 24: only bits in %#x may be set", mxcsr, processor()->mxcsr_mask);
     struct arrangement arrangement = arrangement_of(room, compact);
-    if (extent(in_use, &arrangement) > size)
-        REFUSE("XSTATE_BV %#llx needs %zu bytes, and there are %zu", (unsigned long long)in_use,
-               extent(in_use, &arrangement), size);
+    size_t extent = arrangement_extent(&arrangement, in_use);
+    if (extent > size)
+        REFUSE("XSTATE_BV %#llx needs %zu bytes, and there are %zu", (unsigned long long)in_use, extent, size);
     return NULL;
 }
 

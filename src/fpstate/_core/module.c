@@ -215,7 +215,7 @@ static int core_exec(PyObject *module)
         PyModule_AddFunctions(module, choice_methods) || PyModule_AddFunctions(module, state_methods))
         return -1;
     return add_type(module, "Slab", &slab_spec, NULL) || add_type(module, "Memory", &memory_spec, NULL) ||
-                   add_type(module, "Vcpu", &vcpu_spec, remember_vcpu_type) ||
+                   add_type(module, "Vcpu", &vcpu_spec, NULL) ||
                    add_type(module, "Queue", &queue_spec, NULL) ||
                    add_type(module, "Context", &context_spec, remember_context_type) ||
                    add_type(module, "Order", &order_spec, NULL)

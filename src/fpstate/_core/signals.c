@@ -191,6 +191,10 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
     } else if (at == (uint64_t)enter_xrstor) {
         initialise_frame(context);
         continue_at(vcpu_refused, vcpu, registers);
+    } else if (at == (uint64_t)vcpu_exit) { /* it jumped here with a stack that cannot be read */
+        keep_general_registers(vcpu, registers);
+        note_fault(vcpu, signal, info, registers);
+        continue_at(vcpu_save, vcpu, registers);
     } else if (within(at, enter_xrstor, enter_end)) { /* a jump to where no guest can be */
         note_fault(vcpu, signal, info, registers);
         continue_at(vcpu_save, vcpu, registers);

@@ -5,14 +5,9 @@
 #include "legal.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #define FREELY_CHOSEN ((uint64_t)(X87 | SSE | AVX | AVX512))
-
-static PyObject *no_buffer(void)
-{
-    PyErr_SetString(PyExc_ValueError, "a state buffer is 64-byte aligned and has at least 576 bytes");
-    return NULL;
-}
 
 static bool get_area(PyObject *object, Py_buffer *view, int flags)
 {
@@ -21,7 +16,27 @@ static bool get_area(PyObject *object, Py_buffer *view, int flags)
     if ((uintptr_t)view->buf % 64 == 0 && view->len >= LEGACY_AND_HEADER)
         return true;
     PyBuffer_Release(view);
-    no_buffer();
+    PyErr_SetString(PyExc_ValueError, "a state buffer is 64-byte aligned and has at least 576 bytes");
+    return false;
+}
+
+bool get_room(PyObject *object, Py_buffer *view, const struct arrangement *arrangement)
+{
+    uint64_t room = arrangement->room, xcr0 = processor()->xcr0;
+    size_t needed = arrangement_extent(arrangement, room);
+    char why[128];
+    if (!get_area(object, view, PyBUF_WRITABLE))
+        return false;
+    if (!(room & ~xcr0) && needed <= (size_t)view->len)
+        return true;
+    if (room & ~xcr0)
+        snprintf(why, sizeof why, "room for components %#llx: XCR0 is %#llx", (unsigned long long)room,
+                 (unsigned long long)xcr0);
+    else
+        snprintf(why, sizeof why, "a state buffer for components %#llx has at least %zu bytes, not %zd",
+                 (unsigned long long)room, needed, view->len);
+    PyBuffer_Release(view);
+    PyErr_SetString(PyExc_ValueError, why);
     return false;
 }
 
@@ -57,11 +72,11 @@ static PyObject *core_save_state(PyObject *module, PyObject *args)
     int error = core_ready();
     if (error)
         return context_failed(error);
+    struct arrangement arrangement = arrangement_of(room, processor()->xsavec);
     if (where == Py_None)
         room = 0;
-    else if (!get_area(where, &view, PyBUF_WRITABLE))
+    else if (!get_room(where, &view, &arrangement))
         return NULL;
-    struct arrangement arrangement = arrangement_of(room, processor()->xsavec);
     uint64_t in_use = in_use_now();
     bool spilled = in_use & ~room;
     if (spilled)

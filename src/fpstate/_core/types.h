@@ -12,14 +12,15 @@ extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], bench_cont
 
 struct vcpu *vcpu_of(PyObject *object); /* no check: for objects known to be vCPUs */
 bool is_vcpu(PyObject *object);
-int remember_vcpu_type(PyObject *type);
 struct context *context_of(PyObject *object); /* no check: for objects known to be contexts */
 bool is_context(PyObject *object);           /* false with TypeError set */
 PyObject *context_failed(int error);         /* an errno value of context.h as an exception; NULL */
 int remember_context_type(PyObject *type);
 
+/* Get a writable buffer that an image so arranged fits into; false with ValueError or BufferError set. */
+bool get_room(PyObject *object, Py_buffer *view, const struct arrangement *arrangement);
+
 /* an error of fpstate.errors by name, with one message argument */
 void raise_error(const char *name, const char *message);
-
 
 #endif

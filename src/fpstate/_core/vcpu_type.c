@@ -11,22 +11,9 @@ typedef struct {
     struct vcpu *vcpu; /* 64-byte aligned, hence apart from the object */
 } Vcpu;
 
-static PyTypeObject *vcpu_type;
-
 struct vcpu *vcpu_of(PyObject *object)
 {
     return ((Vcpu *)object)->vcpu;
-}
-
-bool is_vcpu(PyObject *object)
-{
-    return PyObject_TypeCheck(object, vcpu_type);
-}
-
-int remember_vcpu_type(PyObject *type)
-{
-    vcpu_type = (PyTypeObject *)Py_NewRef(type);
-    return 0;
 }
 
 static bool changeable(struct vcpu *vcpu)
@@ -73,6 +60,11 @@ static void vcpu_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
+bool is_vcpu(PyObject *object)
+{
+    return PyType_GetSlot(Py_TYPE(object), Py_tp_dealloc) == (void *)vcpu_dealloc;
+}
+
 /* attach(buffer, save_mask): the state lies in this memory from now on; None and 0: in no memory, it is initial.
  * The caller keeps the memory alive; the core keeps a plain address. */
 static PyObject *vcpu_attach(PyObject *object, PyObject *args)
@@ -88,18 +80,13 @@ static PyObject *vcpu_attach(PyObject *object, PyObject *args)
         vcpu->arrangement = *initial_arrangement();
     } else {
         Py_buffer view;
-        if (PyObject_GetBuffer(where, &view, PyBUF_WRITABLE))
+        struct arrangement arrangement = arrangement_of(mask, true);
+        if (!get_room(where, &view, &arrangement))
             return NULL;
-        void *address = view.buf;
-        bool fits = view.len >= LEGACY_AND_HEADER && (uintptr_t)address % 64 == 0;
-        PyBuffer_Release(&view);
-        if (!fits) {
-            PyErr_SetString(PyExc_ValueError, "a state buffer is 64-byte aligned and has at least 576 bytes");
-            return NULL;
-        }
-        vcpu->fpstate = address;
+        vcpu->fpstate = view.buf;
         vcpu->save_mask = mask;
-        vcpu->arrangement = arrangement_of(mask, true);
+        vcpu->arrangement = arrangement;
+        PyBuffer_Release(&view);
     }
     vcpu->spilled = 0;
     vcpu->slack_saves = 0;
@@ -157,9 +144,17 @@ static PyObject *get_u32(PyObject *object, void *offset)
     return PyLong_FromUnsignedLong(*(uint32_t *)((char *)vcpu_of(object) + (size_t)offset));
 }
 
+static unsigned long long number_in(PyObject *value)
+{
+    if (value)
+        return PyLong_AsUnsignedLongLong(value);
+    PyErr_SetString(PyExc_AttributeError, "a vCPU's attributes cannot be deleted");
+    return 0;
+}
+
 static int set_u64(PyObject *object, PyObject *value, void *offset)
 {
-    unsigned long long number = value ? PyLong_AsUnsignedLongLong(value) : 0;
+    unsigned long long number = number_in(value);
     if (PyErr_Occurred() || !changeable(vcpu_of(object)))
         return -1;
     *(uint64_t *)((char *)vcpu_of(object) + (size_t)offset) = number;
@@ -168,7 +163,7 @@ static int set_u64(PyObject *object, PyObject *value, void *offset)
 
 static int set_u32(PyObject *object, PyObject *value, void *offset)
 {
-    unsigned long number = value ? PyLong_AsUnsignedLong(value) : 0;
+    unsigned long long number = number_in(value);
     if (PyErr_Occurred() || !changeable(vcpu_of(object)))
         return -1;
     if (number > UINT32_MAX) {
