@@ -180,6 +180,18 @@ def test_the_environment_decides_at_start_up(core, setting, code):
         assert "FPSTATE_CORE is 'quick'" in done.stderr
 
 
+def test_a_setting_that_is_no_text_is_refused_as_a_setting(core):
+    done = subprocess.run(
+        [sys.executable, "-m", "fpstate", "cpu"],
+        env={**os.environb, b"FPSTATE_CORE": b"\xff\xfe\n" + b"\xc3\xa4" * 40},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"FPSTATE_CORE is '{'?' * 40}'" in done.stderr
+
+
 def test_the_other_core_can_be_put_in_its_place(fast):
     earlier = fast.core_use("portable")
     try:

@@ -156,6 +156,17 @@ static void try_candidate(const struct core *candidate, bool forced, struct choi
     }
 }
 
+/* The environment may hold any bytes; a reason is text. */
+static void refuse_setting(const char *setting, struct choice *choice)
+{
+    char shown[41];
+    size_t length = 0;
+    for (; length < sizeof shown - 1 && setting[length]; length++)
+        shown[length] = setting[length] >= ' ' && setting[length] <= '~' ? setting[length] : '?';
+    shown[length] = 0;
+    snprintf(choice->reason, sizeof choice->reason, "FPSTATE_CORE is '%s'; it may be portable or fast", shown);
+}
+
 void core_choose(const char *setting, const struct core *candidate, struct choice *choice)
 {
     *choice = (struct choice){.core = portable_core()};
@@ -169,7 +180,7 @@ void core_choose(const char *setting, const struct core *candidate, struct choic
         snprintf(choice->reason, sizeof choice->reason, "FPSTATE_CORE=portable");
     } else if (setting && !forced) {
         choice->error = EINVAL;
-        snprintf(choice->reason, sizeof choice->reason, "FPSTATE_CORE is '%.40s'; it may be portable or fast", setting);
+        refuse_setting(setting, choice);
     } else if (absent(candidate, choice)) {
         choice->error = forced ? ENOTSUP : 0;
     } else {
