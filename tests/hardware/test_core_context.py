@@ -269,6 +269,65 @@ def test_an_order_refuses_what_it_cannot_walk(core_used):
         core_used.Order([context, 1])
 
 
+@pytest.mark.parametrize(
+    ("switches", "error"), [(-1, OverflowError), (1 << 64, OverflowError), (1.5, TypeError)]
+)
+def test_an_order_takes_a_number_of_switches_that_there_can_be(core_used, switches, error):
+    with pytest.raises(error):
+        core_used.Order([core_used.Context()]).run(switches)
+
+
+ENDLESS = """
+import signal, sys, threading
+from fpstate._core import Context, Order
+contexts = [Context(), Context(), Context()]
+order, seen = Order(contexts), []
+threading.Thread(target=lambda: seen.append(order.position), daemon=True).start()
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    order.run((1 << 64) - 1)
+except KeyboardInterrupt:
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    order.run(100)
+    print(len(seen), order.position in range(3))
+"""
+
+
+def test_an_endless_run_can_be_interrupted_and_lets_other_threads_in(core):
+    done = subprocess.run([sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1", "True"], done.stderr
+
+
+AGAIN = """
+import sys
+from fpstate import _core
+earlier, vcpu, queue = _core.Context(), _core.Vcpu(), _core.Queue()
+del sys.modules["fpstate._core"]
+import fpstate._core as again
+later = again.Context()
+_core.switch(earlier, later)
+_core.switch(later, earlier)
+again.Order([earlier, later]).run(3)
+for wrong in (object(), vcpu, later.__class__, 5):
+    try:
+        again.switch(earlier, wrong)
+    except TypeError:
+        continue
+    sys.exit(f"{wrong} is taken for a context")
+try:
+    again.Queue().add(vcpu)
+except Exception as error:
+    print(type(error).__name__, again.Context is _core.Context)
+"""
+
+
+def test_a_module_that_is_loaded_again_leaves_the_earlier_objects_usable(core):
+    """As a second interpreter of the process would load it; the vCPU is refused for its program, not for its type."""
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["VsoError", "False"], done.stderr
+
+
 def test_memory_goes_back_when_contexts_end(core_used):
     contexts = [core_used.Context() for _ in range(3000)]
     for context in contexts:

@@ -14,7 +14,7 @@ typedef struct {
     struct context context;
 } Context;
 
-static PyTypeObject *context_type;
+static PyTypeObject *context_type; /* of the module that was loaded last */
 
 struct context *context_of(PyObject *object)
 {
@@ -63,9 +63,11 @@ static void context_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
+/* A module that is loaded again, or in another interpreter, has types of its own, and this code too. */
 bool is_context(PyObject *object)
 {
-    if (Py_TYPE(object) == context_type)
+    if (Py_TYPE(object) == context_type ||
+        PyType_GetSlot(Py_TYPE(object), Py_tp_dealloc) == (void *)context_dealloc)
         return true;
     PyErr_SetString(PyExc_TypeError, "a Context is wanted here");
     return false;

@@ -1,11 +1,9 @@
 /* Order: contexts in the order in which they take turns, and the loop over them that stays in C. */
 #include "types.h"
 
-#include "choice.h"
 #include "context.h"
 
-#include <errno.h>
-#include <string.h>
+enum { STRETCH = 1 << 16 }; /* switches: some milliseconds */
 
 typedef struct {
     PyObject_HEAD
@@ -81,22 +79,11 @@ static void order_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-/* run(switches, prefetch=None): load the one whose turn it is, switch so often, save the last and give the thread its
- * control words back. */
-static PyObject *order_run(PyObject *object, PyObject *args, PyObject *kwargs)
+/* Load the one whose turn it is, switch so often, save the last and give the thread its control words back. */
+static int take_turns(Order *self, uint64_t switches, bool fetch)
 {
-    static char *names[] = {"switches", "prefetch", NULL};
-    Order *self = (Order *)object;
-    unsigned long long switches;
-    PyObject *prefetch = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "K|O:run", names, &switches, &prefetch))
-        return NULL;
-    int fetch = prefetch == Py_None ? worth_fetching((size_t)PyTuple_Size(self->contexts)) : PyObject_IsTrue(prefetch);
-    if (fetch < 0)
-        return NULL;
     uint32_t mxcsr = mxcsr_read();
     uint16_t fcw = fcw_read();
-    x87_clear_dead();
     int error = context_restore(self->order[self->position]);
     if (!error) {
         error = context_rotate(self->order, self->length, &self->position, switches, fetch);
@@ -105,6 +92,38 @@ static PyObject *order_run(PyObject *object, PyObject *args, PyObject *kwargs)
     }
     xstate_restore(initial_image(), processor()->managed_mask);
     control_words_write(mxcsr, fcw);
+    return error;
+}
+
+/* Between stretches every state is in its context, so that an interrupt and other threads may come in. */
+static bool let_others_in(void)
+{
+    Py_BEGIN_ALLOW_THREADS
+    Py_END_ALLOW_THREADS
+    return PyErr_CheckSignals() == 0;
+}
+
+/* run(switches, prefetch=None) */
+static PyObject *order_run(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"switches", "prefetch", NULL};
+    Order *self = (Order *)object;
+    PyObject *number, *prefetch = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:run", names, &number, &prefetch))
+        return NULL;
+    unsigned long long switches = PyLong_AsUnsignedLongLong(number);
+    if (PyErr_Occurred())
+        return NULL;
+    int fetch = prefetch == Py_None ? worth_fetching((size_t)PyTuple_Size(self->contexts)) : PyObject_IsTrue(prefetch);
+    if (fetch < 0)
+        return NULL;
+    int error = 0;
+    for (; switches > STRETCH && !error; switches -= STRETCH) {
+        error = take_turns(self, STRETCH, fetch);
+        if (!error && !let_others_in())
+            return NULL;
+    }
+    error = error ? error : take_turns(self, switches, fetch);
     if (error)
         return context_failed(error);
     Py_RETURN_NONE;
