@@ -23,12 +23,13 @@ from fpstate.engine.kvm import device as device_module
 from fpstate.engine.kvm import engine as engine_module
 from fpstate.engine.kvm import vcpu as vcpu_module
 from fpstate.engine.kvm.abi import IOCTLS
+from fpstate.engine.kvm.arena import Arena
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.engine import KvmEngine, missing
 from fpstate.engine.kvm.session import Session
 from fpstate.engine.kvm.ticker import Ticker, tick_signal
 from fpstate.engine.kvm.vcpu import Machine
-from fpstate.errors import KvmError, UnsupportedHere, VsoError
+from fpstate.errors import KvmError, PoolExhausted, UnsupportedHere, VsoError
 from fpstate.program import BUILTIN, FAULTS
 from fpstate.vso.manager import Manager
 from fpstate.vso.vcpu import ExitKind
@@ -119,6 +120,41 @@ def test_memory_of_guests_that_follow_each_other_goes_back_to_the_system(kvm):
             session.start(SPIN.load(), argument=10, memory_size=MIB)
         assert session.finish().result is not None
         assert session.arena.bytes_mapped <= 16 * MIB
+
+
+@pytest.mark.parametrize("room", [5, 6])
+def test_a_guest_for_whose_kvm_vcpu_no_file_is_left_is_refused_alone(kvm, room):
+    """A KVM vCPU takes two files: its own, and the mapping's."""
+    engine = kvm(each=True)
+    guests = [engine.vcpu(SPIN.load(), argument=200_000) for _ in range(8)]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(file.split()[0]) for file in files())
+    spare = [os.dup(0) for _ in range(highest)]  # so that no number below is free
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1 + room, before[1]))
+        run_all(engine, guests)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for number in spare:
+            os.close(number)
+    refused = [guest for guest in guests if guest.exit.kind is ExitKind.REFUSED]
+    assert 0 < len(refused) < len(guests)
+    assert all("(EMFILE)" in str(guest.exit) for guest in refused)
+    assert {guest.exit.kind for guest in guests if guest not in refused} == {ExitKind.FINISHED}
+
+
+def test_no_memory_for_a_guest_is_told_and_leaves_nothing(kvm, monkeypatch):
+    engine = kvm()
+
+    def fail(arena: Arena, size: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with Session() as session:
+        monkeypatch.setattr(Arena, "take", fail)
+        for make in (engine.vcpu, session.start):
+            with pytest.raises(PoolExhausted, match="no memory for a guest of 65536 bytes"):
+                make(SPIN.load())
+    assert engine.manager.statistics().contexts == 0
 
 
 def test_an_engine_that_fails_half_made_leaves_nothing(kvm, monkeypatch):

@@ -150,7 +150,7 @@ def _start(
             vcpu = engine.vcpu(
                 job.program, seed=job.seed, argument=job.argument, kind=kind, memory_size=args.memory
             )
-        except (MemoryError, OSError) as error:
+        except (MemoryError, OSError, PoolExhausted) as error:
             raise PoolExhausted(
                 f"no memory for vCPU {len(jobs)} of {args.vcpus}: {error or 'out of memory'}", help=_FEWER
             ) from error

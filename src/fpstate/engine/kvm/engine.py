@@ -22,7 +22,7 @@ from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import blocked_in_guests, tick_signal
 from fpstate.engine.kvm.vcpu import Machine
 from fpstate.engine.memory import DEFAULT_MEMORY
-from fpstate.errors import FpStateError, PoolExhausted, UnsupportedHere, VsoError
+from fpstate.errors import FpStateError, UnsupportedHere, VsoError
 from fpstate.program.block import Block
 from fpstate.program.load import Program
 from fpstate.vso.kernel_permission import request_from_kernel
@@ -111,10 +111,8 @@ class KvmEngine:
         try:
             space = GuestSpace.place(self.arena, self._shared, program, block, memory_size)
             return KvmGuest(self, vso, program, space, self._cr4)
-        except BaseException as error:
+        except BaseException:
             self.manager.free(vso)
-            if isinstance(error, MemoryError | OSError):
-                raise PoolExhausted(f"no memory for a guest of {memory_size} bytes: {error}") from error
             raise
 
     def queue(self) -> KvmQueue:

@@ -8,7 +8,7 @@ from fpstate.engine.kvm.arena import Arena, Piece
 from fpstate.engine.kvm.paging import NO_EXECUTE, USER, WRITABLE, Mapping, page_tables, table_pages
 from fpstate.engine.kvm.supervisor import EXIT_ROUTINE, STACK_PAGE, mappings
 from fpstate.engine.memory import PAGE_SIZE, WORD, page_rights, pages, room_for_stack
-from fpstate.errors import ProgramError
+from fpstate.errors import PoolExhausted, ProgramError
 from fpstate.program.block import BLOCK_SIZE, ENTRY_RSP_MODULO, OUT_INSTRUCTION, Block
 from fpstate.program.load import Program
 
@@ -35,8 +35,18 @@ class GuestSpace:
     def place(cls, arena: Arena, shared: Piece, program: Program, block: Block, size: int) -> GuestSpace:
         """Take memory for a guest with ``size`` bytes (rounded up to pages), and put a program and its block there.
 
-        Raises ProgramError when stack, program and block do not fit, and what ``Arena.take`` raises.
+        Raises ProgramError when stack, program and block do not fit, PoolExhausted when there is no memory for it, and
+        KvmError.
         """
+        try:
+            return cls._place(arena, shared, program, block, size)
+        except (MemoryError, OSError) as error:
+            raise PoolExhausted(
+                f"no memory for a guest of {size} bytes: {error or 'out of memory'}"
+            ) from error
+
+    @classmethod
+    def _place(cls, arena: Arena, shared: Piece, program: Program, block: Block, size: int) -> GuestSpace:
         size = pages(size)
         stack_size = room_for_stack(program, size)
         if size > MEMORY_MAXIMUM:

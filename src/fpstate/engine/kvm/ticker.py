@@ -7,6 +7,7 @@ All signals are blocked while a thread runs guests. KVM_SET_SIGNAL_MASK lets the
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import threading
 from types import TracebackType
@@ -59,7 +60,10 @@ class Ticker:
             signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKABLE)
             if self._libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
                 number = ctypes.get_errno()
-                raise OSError(number, "timer_create failed")
+                raise OSError(
+                    number,
+                    f"timer_create: {os.strerror(number)}; each thread that runs guests has a timer (ulimit -i)",
+                )
             self._made = True
         except BaseException:
             self.__exit__(None, None, None)

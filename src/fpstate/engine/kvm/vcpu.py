@@ -113,7 +113,7 @@ class KvmVcpu:
         self.file = ioctl(machine.file, "KVM_CREATE_VCPU", number)
         try:
             os.set_inheritable(self.file, False)
-            self.state = mmap.mmap(self.file, ioctl(device.file, "KVM_GET_VCPU_MMAP_SIZE"))
+            self.state = self._map(ioctl(device.file, "KVM_GET_VCPU_MMAP_SIZE"))
         except BaseException:
             self.close()
             raise
@@ -271,6 +271,12 @@ class KvmVcpu:
             "KVM_SET_SIGNAL_MASK",
             bytearray((8).to_bytes(4, "little") + mask.to_bytes(8, "little")),
         )
+
+    def _map(self, size: int) -> mmap.mmap:
+        try:
+            return mmap.mmap(self.file, size)
+        except OSError as error:
+            raise KvmError("mmap of struct kvm_run", error.errno or 0) from error
 
     def _get(self, name: str, size: int) -> bytearray:
         data = bytearray(size)
