@@ -23,7 +23,7 @@ from fpstate.image.consumer import Consumer, Target
 from fpstate.image.finding import Severity
 from fpstate.image.rules import check
 from fpstate.image.subject import XSTATE_BV_AT
-from fpstate.vso.fpstate import PKRU, Fpstate
+from fpstate.vso.fpstate import PKRU, Fpstate, stated_components
 from fpstate.vso.live_registers import LiveRegisters
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
@@ -168,7 +168,7 @@ class GuestFpu:
         image = Image(incoming[: layout.size], layout, "uabi")
         kernel = self.manager.config.kernel_layout(self.xfeatures & ~PKRU)
         merged = merge_uabi(image, self.fpstate.vso.image(), kernel)
-        self.manager.store(self.fpstate.vso, merged.xstate_bv, merged.layout, copier(merged))
+        self.manager.store(self.fpstate.vso, stated_components(merged), merged.layout, copier(merged))
         if stated & PKRU:
             self.pkru = image.registers["pkru"]
         return left_out

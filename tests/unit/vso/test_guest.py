@@ -518,6 +518,16 @@ class TestImport:
         guest.import_(data)
         assert in_use(guest.fpstate.vso.image())["mxcsr"] == 0x1F81
 
+    @pytest.mark.parametrize("name", ["bulldozer", "haswell", "zen4"])
+    @pytest.mark.parametrize("stated", [AVX, AVX | 1])
+    def test_nor_is_it_where_the_kernel_has_the_standard_format(self, name, stated):
+        """I11: buffers get MXCSR with SSE, and so SSE has to be stated."""
+        guest = GuestFpu(Manager(Cpu.catalog(name)))
+        data = bytearray(guest.export())
+        data[24:28], data[512:520] = (0x1FA0).to_bytes(4, "little"), stated.to_bytes(8, "little")
+        guest.import_(data)
+        assert guest.fpstate.vso.image().registers["mxcsr"] == 0x1FA0
+
     def test_a_component_is_cleared_as_init_does(self):
         manager = Manager(Cpu.catalog("skylake-sp"))
         guest = GuestFpu(manager)
