@@ -176,6 +176,34 @@ class TestSwitch:
         spr.switch(core, tasks[1])
         assert (core.registers.xfd_writes, core.processor.xfd) == (2, TILEDATA)
 
+    def test_an_xfd_that_changed_behind_the_kernel_is_written_all_the_same(self, spr):
+        """I9 (B22): what is compared is the register, so that no copy of it can be stale."""
+        (core,) = spr.cores
+        task = spr.spawn()
+        for value in (0, TILEDATA):
+            core.processor.xfd = value
+            spr.switch(core, task)
+            assert core.processor.xfd == task.fpu.fpstate.xfd == TILEDATA
+            spr.switch(core, None)
+
+    def test_a_signal_after_a_task_with_tiles_finds_none_and_may_use_none(self, spr):
+        """I9, I10 (B23): the state that a handler begins with goes with the task's own IA32_XFD."""
+        (core,) = spr.cores
+        user, other = spr.spawn(), spr.spawn()
+        spr.request(user, Component.TILEDATA)
+        spr.switch(core, user)
+        write(spr, core, "tmm0", 5)
+        spr.switch(core, other)
+        frame = deliver_signal(spr, core)
+        assert not int.from_bytes(frame[512:520], "little") & TILEDATA
+        assert (core.processor.xfd, read(core, "tmm0")) == (TILEDATA, [0])
+        with pytest.raises(PermissionDenied):
+            write(spr, core, "tmm0", 6)
+        sigreturn(spr, core)
+        assert (core.processor.xfd, core.registers.in_use & TILEDATA) == (TILEDATA, 0)
+        spr.switch(core, user)
+        assert read(core, "tmm0") == [5]
+
     def test_idling_releases_tiles(self, spr):
         (core,) = spr.cores
         task = spr.spawn()
