@@ -191,16 +191,13 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
     } else if (at == (uint64_t)enter_xrstor) {
         initialise_frame(context);
         continue_at(vcpu_refused, vcpu, registers);
-    } else if (at == (uint64_t)vcpu_exit) { /* it jumped here with a stack that cannot be read */
-        keep_general_registers(vcpu, registers);
-        note_fault(vcpu, signal, info, registers);
-        continue_at(vcpu_save, vcpu, registers);
     } else if (within(at, enter_xrstor, enter_end)) { /* a jump to where no guest can be */
         note_fault(vcpu, signal, info, registers);
         continue_at(vcpu_save, vcpu, registers);
-    } else if (in_trampoline(at)) {
-        if (!single_step(signal, registers))
-            chain(signal, info, raw);
+    } else if (in_trampoline(at) && single_step(signal, registers)) {
+        return;
+    } else if (in_trampoline(at) && at != (uint64_t)vcpu_exit) { /* there a guest's stack may not be one */
+        chain(signal, info, raw);
     } else {
         keep_general_registers(vcpu, registers);
         if (port_write(vcpu, registers))
