@@ -179,6 +179,40 @@ def test_signals_are_as_they_were_after_a_run(kvm):
     assert signal.sigpending() == set()
 
 
+def test_a_quick_timer_keeps_no_virtual_machine_from_being_made(kvm):
+    """KVM_CREATE_VM gives up where a signal is pending; this timer leaves it no time without one."""
+    kvm()
+    ticks = []
+    before = signal.signal(signal.SIGALRM, lambda *arguments: ticks.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+    try:
+        for _ in range(20):
+            with Device() as device, Machine(device) as machine:
+                machine.vcpu()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ticks
+
+
+def test_an_ioctl_that_a_signal_cut_short_is_done_again_without_signals(kvm, monkeypatch):
+    kvm()
+    real, masks = device_module.fcntl.ioctl, []
+
+    def once(file: int, number: int, *arguments: object) -> int:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        if len(masks) == 1:
+            raise InterruptedError(errno.EINTR, "")
+        return real(file, number, *arguments)
+
+    with Device() as device:
+        monkeypatch.setattr(device_module.fcntl, "ioctl", once)
+        assert device.capability("KVM_CAP_XSAVE") == 1
+    assert signal.SIGALRM not in masks[0]
+    assert signal.SIGALRM in masks[1]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == masks[0]
+
+
 def test_a_tick_before_kvm_run_stops_the_guest_all_the_same(kvm):
     """The tick comes before the guest is entered, every time: it must not run on for ever."""
     engine = kvm(vcpus=1)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 from types import TracebackType
 
 from fpstate.engine.kvm.abi import (
@@ -32,8 +33,24 @@ def ioctl(file: int, name: str, argument: int | bytearray = 0) -> int:
         raise VsoError(f"{name}: this was closed", help="open another one")
     try:
         return fcntl.ioctl(file, IOCTLS[name], argument)
+    except InterruptedError:
+        return _without_signals(file, name, argument)
     except OSError as error:
         raise KvmError(name, error.errno or 0) from error
+
+
+def _without_signals(file: int, name: str, argument: int | bytearray) -> int:
+    """Do an ioctl again that a signal cut short, as KVM_CREATE_VM can be (``mm_take_all_locks``).
+
+    A program's timer may be quicker than the ioctl, and would cut it short for ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        return fcntl.ioctl(file, IOCTLS[name], argument)
+    except OSError as error:
+        raise KvmError(name, error.errno or 0) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Device:
