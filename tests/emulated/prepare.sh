@@ -114,7 +114,7 @@ make_base() {
 
 # The package, built anew where a source of it is newer than the last build.
 make_package() {
-    if [ -d "$folder/package" ] && [ -z "$(cd "$project" && find src programs CMakeLists.txt pyproject.toml \
+    if [ -d "$folder/package" ] && [ -e "$folder/package.started" ] && [ -z "$(cd "$project" && find src programs CMakeLists.txt pyproject.toml \
         ! -name '*.pyc' ! -name __pycache__ -newer "$folder/package.started")" ]; then
         return
     fi
