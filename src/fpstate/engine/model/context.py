@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fpstate.arch.component import GUEST_SUPERVISOR
 from fpstate.engine.model.kernel import Core, Kernel
-from fpstate.engine.model.pattern import components_of
+from fpstate.engine.model.name import components_of
 from fpstate.engine.model.processor import Processor
 from fpstate.engine.model.script import Script, Setting, counts, result_of
 from fpstate.engine.model.signals import deliver_signal, sigreturn

@@ -10,15 +10,17 @@ from fpstate.arch.layout import Layout
 from fpstate.engine.model.contents import LOADED
 from fpstate.engine.model.register_file import RegisterFile
 from fpstate.image import Image
-from fpstate.image.register import Register, register_named
+from fpstate.image.register import register_named
 
 _PRESENT_AT = slice(512, 520)
 _MXCSR = slice(24, 28)
 
 
+@lru_cache(maxsize=2048)
 def components_of(name: str) -> int:
     """Return the bitmap of the components that a register lies in; MXCSR counts as SSE."""
-    return _mask(register_named(name))
+    parts = register_named(name).parts
+    return mask_of(*(Component.SSE if part.component < 0 else part.component for part in parts))
 
 
 def read(file: RegisterFile, cpu: Cpu, name: str) -> int:
@@ -48,10 +50,6 @@ def take(file: RegisterFile, image: Image) -> None:
         if value != file.values[place.component]:
             file.put(place.component, value)
     file.mxcsr = int.from_bytes(image.store.view[_MXCSR], "little")
-
-
-def _mask(register: Register) -> int:
-    return mask_of(*(Component.SSE if part.component < 0 else part.component for part in register.parts))
 
 
 @lru_cache(maxsize=256)

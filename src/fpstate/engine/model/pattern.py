@@ -7,9 +7,10 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
-from fpstate.arch.component import LEGACY, Component, components_in, mask_of
+from fpstate.arch.component import LEGACY, components_in
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
+from fpstate.engine.model.name import components_of
 from fpstate.image import Image, initial_value
 from fpstate.image.register import REGISTERS, register_named
 from fpstate.program.expected.splitmix import stream
@@ -30,14 +31,6 @@ def registers_of(cpu: Cpu, features: int) -> tuple[str, ...]:
     layout = Layout.compacted(cpu, features | LEGACY)
     names = Image.initial(layout).registers.names(widest=True)
     return tuple(name for name in names if name not in POINTERS and components_of(name) & ~features == 0)
-
-
-@lru_cache(maxsize=2048)
-def components_of(name: str) -> int:
-    """Return the components that a register lies in; MXCSR counts as SSE."""
-    return mask_of(
-        *(Component.SSE if part.component < 0 else part.component for part in register_named(name).parts)
-    )
 
 
 @lru_cache(maxsize=256)
