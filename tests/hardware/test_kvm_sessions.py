@@ -297,6 +297,12 @@ def test_a_checkpoint_that_is_refused_leaves_the_guest_that_is_here(session):
             session.resume(
                 SavedState(saved.state, dataclasses.replace(saved.checkpoint, registers=registers))
             )
+    for name in ("rip", "fs_base", "gs_base"):
+        registers = dataclasses.replace(saved.checkpoint.registers, **{name: 1 << 47})
+        with pytest.raises(ProgramError, match=f"{name} 0x800000000000 is no canonical address"):
+            session.resume(
+                SavedState(saved.state, dataclasses.replace(saved.checkpoint, registers=registers))
+            )
     with pytest.raises(LoadRefused, match="GS001"):
         session.resume(SavedState(dataclasses.replace(saved.state, xcr0=0), saved.checkpoint))
     block = session.finish()

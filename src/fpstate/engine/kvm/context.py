@@ -79,6 +79,14 @@ class Context:
         """The general registers, rip and rflags, as struct kvm_regs."""
         return bytes(self.data[:SREGS])
 
+    def base(self, segment: str) -> int:
+        """Return the base of a segment, by its register's name."""
+        return int(struct.unpack_from("<Q", self.data, _SEGMENT_AT[segment])[0])
+
+    def set_base(self, segment: str, value: int) -> None:
+        """Set the base of a segment."""
+        struct.pack_into("<Q", self.data, _SEGMENT_AT[segment], value)
+
     @property
     def selectors(self) -> dict[str, int]:
         """The selectors that a guest can load, by the names of the registers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 import time
 from types import TracebackType
 from typing import Self
@@ -15,17 +14,16 @@ from fpstate.engine.kvm.abi import (
     REGS_SIZE,
     RUN_IO,
     RUN_UNION,
-    SEGMENT,
-    SEGMENTS,
     SREGS_SIZE,
 )
 from fpstate.engine.kvm.arena import Arena
-from fpstate.engine.kvm.context import EVENTS, SREGS, Context, foreign_flags
+from fpstate.engine.kvm.checkpoint import checkpoint_of, context_for, space_for
+from fpstate.engine.kvm.context import EVENTS, SREGS, Context
 from fpstate.engine.kvm.cpuid import cr4_bits
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.reset import reset, reset_debug, reset_events
-from fpstate.engine.kvm.space import START, GuestSpace
+from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import Ticker, blocked_in_guests, tick_signal
 from fpstate.engine.kvm.transfer import LoadReport, load, save
@@ -34,13 +32,12 @@ from fpstate.engine.kvm.vcpu import Machine
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import PermissionRequestError, ProgramError, VsoError
 from fpstate.program.block import YIELD, Block
-from fpstate.program.load import Program, Segment
-from fpstate.source.checkpoint import GENERAL, Checkpoint, GeneralRegisters, SavedState, pieces_of
+from fpstate.program.load import Program
+from fpstate.source.checkpoint import SavedState
 from fpstate.vso.config import FpuConfig
 from fpstate.vso.kernel_permission import request_from_kernel
 from fpstate.vso.permission import Kind
 
-_SELECTORS = Context.start(root=0, entry=0, stack=0, argument=0, cr4=0).selectors
 _LONGEST_SLICE = 20_000_000
 _SLICES_OUT = 28
 """From 1 ns, each twice as long as the one before: half a second in all."""
@@ -145,41 +142,20 @@ class Session:
         Raises VsoError where it loaded segment registers: a checkpoint has none of them.
         """
         space = self._guest()
-        if own := sorted(self.context.selectors.items() - _SELECTORS.items()):
-            loaded = ", ".join(f"{name} {selector:#x}" for name, selector in own)
-            raise VsoError(f"{self.name} loaded {loaded}, and no checkpoint has segment registers")
-        block, registers = space.read_block(self.name), self.context
-        memory = space.piece.read(space.own, space.size)
-        return SavedState(
-            save(self.vcpu, destination=self.destination),
-            Checkpoint(
-                program=self.name,
-                seed=block.seed,
-                argument=block.argument,
-                features=block.features,
-                memory_start=START,
-                memory_size=space.size,
-                base=space.base,
-                block=space.block,
-                registers=GeneralRegisters(
-                    tuple(registers[name] for name in GENERAL),
-                    *(registers["rip"], registers["rflags"], _base(registers, "fs"), _base(registers, "gs")),
-                ),
-                memory=pieces_of(START, memory),
-            ),
-        )
+        state = save(self.vcpu, destination=self.destination)
+        return SavedState(state, checkpoint_of(self.name, space, self.context))
 
     def resume(self, saved: SavedState, *, allow_loss: int = 0) -> LoadReport:
         """Load a checkpoint, so that ``run`` and ``finish`` go on with it; returns what was loaded.
 
-        Raises ProgramError where its memory is laid out as no guest's here is, and what ``load`` raises. Where it is
-        refused (LoadRefused, ProgramError), the guest that was here is still here.
+        Raises ProgramError where its memory or its registers are as no guest's here can be, and what ``load`` raises.
+        Where it is refused (LoadRefused, ProgramError), the guest that was here is still here.
         """
         checkpoint = saved.checkpoint
         if checkpoint is None:
             raise ProgramError("state", "it belongs to no program: there is nothing to go on with")
         assert self.arena is not None
-        space = self._space_for(checkpoint)
+        space = space_for(checkpoint, self.arena, self._shared)
         try:
             report = load(self.vcpu, saved.state, allow_loss=allow_loss, destination=self.destination)
         except BaseException:
@@ -189,43 +165,13 @@ class Session:
         self.space, self.name = space, checkpoint.program
         for step in (reset_debug, reset_events):
             step(self.vcpu, self.destination)
-        self._set_context(self._context_of(checkpoint, space))
+        self._set_context(context_for(checkpoint, space, self._cr4))
         return report
-
-    def _space_for(self, checkpoint: Checkpoint) -> GuestSpace:
-        """Place a checkpoint's memory; raises ProgramError where no guest here could have it as it is."""
-        assert self.arena is not None
-        if foreign := foreign_flags(checkpoint.registers.rflags):
-            raise ProgramError(
-                checkpoint.program, f"RFLAGS has {foreign:#x}, which no guest here can have set or cleared"
-            )
-        size = checkpoint.block - checkpoint.base
-        if not 0 < size <= checkpoint.memory_size:
-            raise ProgramError(
-                checkpoint.program, f"its block at {checkpoint.block:#x} does not lie behind its code"
-            )
-        room = Program(checkpoint.program, (Segment(0, b"", size, writable=True, executable=True),), 0)
-        space = GuestSpace.place(self.arena, self._shared, room, Block(), checkpoint.memory_size)
-        if (START, space.base, space.block) != (checkpoint.memory_start, checkpoint.base, checkpoint.block):
-            self.arena.give(space.piece)
-            raise ProgramError(checkpoint.program, "its memory begins elsewhere than guests have it here")
-        space.piece.write(space.own, checkpoint.memory_bytes())
-        return space
 
     def _guest(self) -> GuestSpace:
         if self.space is None:
             raise VsoError("no guest is here", help="start a program, or resume a checkpoint")
         return self.space
-
-    def _context_of(self, checkpoint: Checkpoint, space: GuestSpace) -> Context:
-        registers = checkpoint.registers
-        context = Context.start(root=space.root, entry=registers.rip, stack=0, argument=0, cr4=self._cr4)
-        for name, value in zip(GENERAL, registers.general, strict=True):
-            context[name] = value
-        context["rflags"] = registers.rflags
-        _set_base(context, "fs", registers.fs_base)
-        _set_base(context, "gs", registers.gs_base)
-        return context
 
     def _open(self) -> None:
         ask_for_dynamic()
@@ -306,15 +252,3 @@ def ask_for_dynamic(mask: int | None = None) -> None:
         mask = FpuConfig.from_cpu(Cpu.host()).user_max.features & USER_DYNAMIC
     with contextlib.suppress(PermissionRequestError):
         request_from_kernel(mask, Kind.GUEST)
-
-
-def _base_at(segment: str) -> int:
-    return SREGS + SEGMENT.size * SEGMENTS.index(segment)
-
-
-def _base(context: Context, segment: str) -> int:
-    return int(struct.unpack_from("<Q", context.data, _base_at(segment))[0])
-
-
-def _set_base(context: Context, segment: str, value: int) -> None:
-    struct.pack_into("<Q", context.data, _base_at(segment), value)
