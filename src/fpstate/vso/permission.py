@@ -102,7 +102,7 @@ class Permissions:
 
         ``altstack`` is the alternate signal stack of the thread that forks, which is a copy in the child.
         """
-        child = Permissions(self.config, policy=self.policy, altstacks=[altstack], ia32=self.ia32)
+        child = Permissions(self.config, policy=self.policy, altstacks=[altstack] if altstack else (), ia32=self.ia32)
         child._masks = dict(self._masks)
         return child
 
@@ -183,9 +183,10 @@ class Permissions:
                 needed=needed,
                 help="allocate at least AT_MINSIGSTKSZ bytes (getauxval(51)) for sigaltstack",
             )
-        if earlier in self.altstacks:
+        if earlier:
             self.altstacks.remove(earlier)
-        self.altstacks.append(size)
+        if size:
+            self.altstacks.append(size)
 
     def altstack_needed(self, mask: int) -> int:
         """Return the bytes that alternate signal stacks need in contexts with the components in ``mask``."""

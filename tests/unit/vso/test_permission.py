@@ -124,6 +124,7 @@ class TestRequests:
         permissions = Permissions(SPR)
         permissions.set_altstack(2048)
         permissions.set_altstack(65536, earlier=2048)
+        assert permissions.altstacks == [65536]
         permissions.request(Component.TILEDATA)
         assert permissions.mask(Kind.HOST) & TILEDATA
 
