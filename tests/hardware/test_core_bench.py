@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from array import array
 
 import pytest
@@ -114,6 +115,15 @@ def test_what_leaves_the_slots_the_order_or_the_ring_is_refused(core, states, ri
         core.bench_ring([None])
     with pytest.raises(ValueError):
         core.bench_slots(states[0].to_bytes(), 0)
+
+
+def test_a_ring_keeps_its_contexts_whatever_becomes_of_the_list(core):
+    contexts = [core.Context()]
+    alone = sys.getrefcount(contexts[0])
+    ring = core.bench_ring(contexts)
+    member = contexts.pop()
+    assert sys.getrefcount(member) == alone + 1  # the name's for the list's, and the ring's
+    assert core.bench_switches(ring, "switch", 0, 10) >= 0
 
 
 def test_images_that_the_processor_refuses_reach_no_loop(core, ring):

@@ -12,7 +12,7 @@ enum { LINE = 64, BEHIND_AN_IMAGE = 4096 };
 static const char RING[] = "fpstate._core.bench_ring";
 
 struct ring {
-    PyObject *contexts; /* keeps them alive */
+    PyObject *contexts; /* a tuple: they live as long as this */
     size_t count;
     struct context *members[]; /* in the order of their turns, and the first ones again behind the last */
 };
@@ -45,12 +45,12 @@ static PyObject *core_bench_ring(PyObject *module, PyObject *contexts)
         }
         ring->members[i] = context_of(member);
     }
-    PyObject *capsule = PyCapsule_New(ring, RING, ring_destroy);
+    ring->contexts = PyList_AsTuple(contexts);
+    PyObject *capsule = ring->contexts ? PyCapsule_New(ring, RING, ring_destroy) : NULL;
     if (!capsule) {
+        Py_XDECREF(ring->contexts);
         free(ring);
-        return NULL;
     }
-    ring->contexts = Py_NewRef(contexts);
     return capsule;
 }
 
