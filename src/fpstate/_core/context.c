@@ -86,7 +86,7 @@ int context_unpark(struct context *context)
 
 int context_park(struct context *context)
 {
-    if (!context->area)
+    if (!context->area || !packable())
         return 0;
     void *packed = NULL;
     if (*(uint64_t *)((char *)context->area + HEADER_AT)) {

@@ -30,7 +30,8 @@ int context_restore(struct context *context); /* the context's state becomes the
 int context_switch(struct context *from, struct context *to);
 /* The same, and fetch into the cache what the next switch will load. */
 int context_switch_next(struct context *from, struct context *to, const struct context *next);
-/* Pack a state that will not run soon into as few bytes as its live registers need; the next switch unpacks it. */
+/* Pack a state that will not run soon into as few bytes as its live registers need; the next switch unpacks it.
+ * Areas of more than 16,000 bytes stay as they are. */
 int context_park(struct context *context);
 int context_unpark(struct context *context);
 /* The state as an image of processor()->area_size bytes in the arrangement of whole(), absent components initial. */

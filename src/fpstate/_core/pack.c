@@ -97,6 +97,12 @@ static struct shelf *shelf_for(uint32_t size)
     return &shelves[(size - 1) / STEP];
 }
 
+/* Then there are units enough too: few registers are shorter than a chunk. */
+bool packable(void)
+{
+    return processor()->area_size + data_at(UNITS / 8) <= SHELVES * STEP;
+}
+
 void *pack(const void *area)
 {
     const char *image = area;
@@ -153,11 +159,6 @@ void unpack(const void *from, void *area)
         }
         present++;
     }
-}
-
-uint64_t packed_in_use(const void *packed)
-{
-    return ((const struct packed *)packed)->in_use;
 }
 
 size_t packed_size(const void *packed)

@@ -2,12 +2,13 @@
 #ifndef FPSTATE_PACK_H
 #define FPSTATE_PACK_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+bool packable(void); /* whether areas are of a size that can be packed */
 void *pack(const void *area); /* NULL where there is no memory */
 void unpack(const void *packed, void *area); /* into zeros; exactly what was packed, XSTATE_BV too */
-uint64_t packed_in_use(const void *packed);
 size_t packed_size(const void *packed); /* bytes that it takes in memory */
 void packed_free(void *packed);
 

@@ -9,7 +9,7 @@ enum { ALIGNMENT = 64, PAGE = 4096, HUGE_PAGE = 2 << 20 };
 typedef struct {
     PyObject_HEAD
     char *memory;
-    Py_ssize_t mapped, stride, count, taken, exports;
+    Py_ssize_t mapped, stride, count, taken;
     unsigned char *in_use; /* one byte a slot */
     Py_ssize_t *free_slots;
     Py_ssize_t free_count;
