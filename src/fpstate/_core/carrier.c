@@ -27,7 +27,6 @@ enum { CARRIERS = 256, PAGE = 4096, HANDLER_ROOM = 64 * 1024 };
 static _Atomic(struct carrier *) carriers[CARRIERS];
 static _Thread_local struct carrier *mine;
 static pthread_key_t at_thread_exit;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 struct carrier *carrier_owning(const void *stack_address)
 {
@@ -69,7 +68,7 @@ static void in_child(void)
     signals_in_child();
 }
 
-static void prepare(void)
+__attribute__((constructor)) static void prepare(void)
 {
     pthread_key_create(&at_thread_exit, end_of_thread);
     pthread_atfork(NULL, NULL, in_child);
@@ -115,7 +114,6 @@ static int make_timer(struct carrier *carrier)
 
 struct carrier *carrier_of_thread(void)
 {
-    pthread_once(&once, prepare);
     if (mine)
         return mine;
     struct carrier *carrier = calloc(1, sizeof *carrier);
