@@ -102,7 +102,9 @@ class Permissions:
 
         ``altstack`` is the alternate signal stack of the thread that forks, which is a copy in the child.
         """
-        child = Permissions(self.config, policy=self.policy, altstacks=[altstack] if altstack else (), ia32=self.ia32)
+        child = Permissions(
+            self.config, policy=self.policy, altstacks=[altstack] if altstack else (), ia32=self.ia32
+        )
         child._masks = dict(self._masks)
         return child
 
