@@ -108,6 +108,22 @@ def test_an_image_that_someone_spoiled_is_not_loaded(native, manager):
     manager.switch(guest, host)
 
 
+def test_what_only_moves_would_look_at_is_not_looked_at(native, manager):
+    """XRSTOR takes a compacted image without SSE whatever stands in MXCSR's place; FXRSTOR would fault."""
+    host, guest = manager.create(), manager.create()
+    manager.load(guest, image_with(native, LEGACY))
+    view = guest.buffer.view
+    if not int.from_bytes(view[520:528], "little") >> 63:
+        pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
+    view[0:24] = (0x077F).to_bytes(2, "little") + bytes(22)
+    view[24:28] = b"\xff" * 4
+    view[32:160] = bytes(128)
+    view[512:520] = (1).to_bytes(8, "little")
+    manager.switch(host, guest)
+    manager.switch(guest, host)
+    assert guest.image().registers["fcw"] == 0x077F
+
+
 def test_random_states_survive_many_switches(native, manager):
     source = random.Random(9)
     host = manager.create()

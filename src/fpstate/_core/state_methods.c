@@ -97,6 +97,13 @@ static int guarded_load(const void *area)
     return refused;
 }
 
+/* Of a legal image. FXRSTOR looks at MXCSR even where XSTATE_BV says that SSE is absent; a compacted XRSTOR does not. */
+static bool moves_take(const char *image, const struct arrangement *arrangement)
+{
+    return arrangement->xcomp_bv && !(*(const uint64_t *)(image + HEADER_AT) & ~FREELY_CHOSEN) &&
+           !(*(const uint32_t *)(image + MXCSR_AT) & arrangement->mxcsr_reserved);
+}
+
 /* load_state(buffer): its image becomes the registers' state; None: the initial one; what is illegal is not loaded */
 static PyObject *core_load_state(PyObject *module, PyObject *where)
 {
@@ -112,11 +119,11 @@ static PyObject *core_load_state(PyObject *module, PyObject *where)
     }
     if (!get_area(where, &view, PyBUF_SIMPLE))
         return NULL;
-    const uint64_t *header = (const uint64_t *)((const char *)view.buf + HEADER_AT);
-    struct arrangement arrangement = arrangement_of(header[1] & ~COMPACTED & processor()->xcr0, header[1] & COMPACTED);
+    uint64_t xcomp_bv = *(const uint64_t *)((const char *)view.buf + HEADER_AT + 8);
+    struct arrangement arrangement = arrangement_of(xcomp_bv & ~COMPACTED & processor()->xcr0, xcomp_bv & COMPACTED);
     bool illegal = image_illegal(view.buf, (size_t)view.len, why, sizeof why);
     int refused = 0;
-    if (!illegal && header[1] & COMPACTED && !(header[0] & ~FREELY_CHOSEN))
+    if (!illegal && moves_take(view.buf, &arrangement))
         chosen_core->load(view.buf, &arrangement);
     else if (!illegal)
         refused = guarded_load(view.buf);
