@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
+from fpstate.arch import Cpu
 from fpstate.errors import UnsupportedHere
 
 from . import machine
@@ -13,8 +14,7 @@ from .quantity import QUANTITIES, SECTIONS, Quantity, as_json
 from .sections import section
 from .subject import core_kept
 
-NOT_MEASURED: Final = ("Intel processors",)
-"""Nothing is claimed for these."""
+_MAKERS: Final = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
 
 
 def measure(
@@ -41,9 +41,14 @@ def measure(
             **lacking,
             **{peer: why for each in found.values() for peer, why in each.missing.items()},
         },
-        "not_measured": list(NOT_MEASURED),
+        "not_measured": not_measured(Cpu.host().vendor),
         **{name: measured.details for name, measured in found.items()},
     }
+
+
+def not_measured(vendor: str) -> list[str]:
+    """Return the makers whose processors nothing is claimed for: all but the one of this machine's."""
+    return [f"{maker} processors" for known, maker in _MAKERS.items() if known != vendor]
 
 
 def _sections(

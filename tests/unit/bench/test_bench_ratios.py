@@ -82,3 +82,18 @@ def test_the_page_states_the_limits():
     page = (Path(__file__).parents[3] / "docs" / "performance.md").read_text(encoding="utf-8")
     stated = dict(re.findall(r"^\| `([\w.]+)` \|[^|]*\|[^|]*\| ([\d.]+) \|", page, re.MULTILINE))
     assert {name: float(limit) for name, limit in stated.items()} == LIMITS
+
+
+@pytest.mark.parametrize(
+    ("vendor", "others"),
+    [
+        ("AuthenticAMD", ["Intel processors"]),
+        ("GenuineIntel", ["AMD processors"]),
+        ("HygonGenuine", ["Intel processors", "AMD processors"]),
+    ],
+)
+def test_nothing_is_claimed_for_processors_of_other_makers(vendor, others):
+    report = pytest.importorskip(
+        "fpstate.bench.report", reason="the native core (fpstate._core) is not built"
+    )
+    assert report.not_measured(vendor) == others
