@@ -223,6 +223,17 @@ def test_an_entry_that_the_processor_refuses_leaves_the_host_as_it_was(host):
     assert (host.guest.pkru, host.core.processor.xcr0) == (0, host.kernel.config.xcr0)
 
 
+@pytest.mark.parametrize("xcr0", [0x602E7, 0xE6, 0x27, 0x10000_0003])
+def test_a_guest_enables_no_more_than_it_may_and_no_part_of_a_group(xcr0):
+    """I8 (B30): tiles that a guest was not given permission for cannot be enabled in it."""
+    kernel = Kernel(Cpu.catalog("sapphire-rapids"))
+    task = kernel.spawn()
+    with pytest.raises(ProcessorFault, match="XSETBV in the guest"):
+        create_vcpu(kernel, task, xcr0=xcr0)
+    assert task.vm is None
+    assert len(task.manager.vsos()) == 1
+
+
 def test_a_thread_has_one_vcpu(host):
     host.enter()
     with pytest.raises(VsoError, match="vCPU's thread already"):

@@ -5,7 +5,8 @@ Source: Linux ``arch/x86/kvm/x86.c`` (``kvm_load_guest_fpu``, ``kvm_load_guest_x
 
 from __future__ import annotations
 
-from fpstate.arch.component import LEGACY, xcr0_complete
+from fpstate.arch.component import LEGACY, xcr0_complete, xcr0_problem
+from fpstate.engine.model.fault import PROTECTION, fault
 from fpstate.engine.model.kernel import Core, Kernel
 from fpstate.engine.model.task import Task, Vm
 from fpstate.errors import FpStateError, VsoError
@@ -17,15 +18,20 @@ def create_vcpu(
 ) -> GuestFpu:
     """Make a task the thread of a vCPU (KVM_CREATE_VCPU); the first freezes the process's guest permission.
 
-    ``xcr0``: what the guest enables of what it may use (None: all of it). ``permitted`` narrows that.
+    ``xcr0``: what the guest enables of what it may use (None: all of it). ``permitted`` narrows that. Raises VsoError
+    where the task has a vCPU already, ProcessorFault (#GP) for an XCR0 that XSETBV would refuse in the guest.
     """
     if task.vm:
         raise VsoError(f"{task.name} is a vCPU's thread already", help="take another thread for another vCPU")
     guest = GuestFpu(task.manager, permitted=permitted)
-    task.vm = Vm(guest, 0, 0)
-    _enable_all(kernel, task.vm)
+    vm = Vm(guest, 0, 0)
+    _enable_all(kernel, vm)
     if xcr0 is not None:
-        task.vm.xcr0 = xcr0
+        if problem := xcr0_problem(xcr0, vm.xcr0):
+            guest.free()
+            raise fault(PROTECTION, f"XSETBV in the guest: {problem}", "SDM Vol. 1, 13.3; __kvm_set_xcr")
+        vm.xcr0 = xcr0
+    task.vm = vm
     return guest
 
 
