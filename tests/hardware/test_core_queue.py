@@ -134,6 +134,14 @@ def test_a_slice_limit_and_a_budget_are_kept(native, guest):
     assert 0.03 <= time.perf_counter() - start < 1
 
 
+def test_the_longest_budget_is_one(native, guest):
+    queue = native.Queue()
+    vcpu = guest(LOOP)
+    queue.add(vcpu)
+    assert queue.run(QUANTUM, (1 << 64) - 1, 7) is None
+    assert vcpu.slices == 7
+
+
 def test_an_expired_guest_leaves(native, guest):
     vcpu = guest(LOOP)
     vcpu.cycle_limit = native.tsc_hz() // 1000

@@ -118,7 +118,7 @@ static bool goes_on(struct queue *queue, struct vcpu *vcpu, uint32_t kind)
 static void rounds(struct queue *queue, struct carrier *carrier, const struct run_limits *limits,
                    struct vcpu **decision)
 {
-    uint64_t deadline = now_ns() + limits->budget_ns, slices = 0, left_at = 0;
+    uint64_t start = now_ns(), slices = 0, left_at = 0;
     while (queue->head) {
         struct vcpu *vcpu = queue->head;
         uint32_t kind = run_slice(vcpu, carrier);
@@ -137,7 +137,7 @@ static void rounds(struct queue *queue, struct carrier *carrier, const struct ru
         queue->head = vcpu->next;
         if (limits->max_slices && slices >= limits->max_slices)
             return;
-        if ((kind == EXIT_PREEMPTED || slices % SLICES_BETWEEN_CLOCKS == 0) && now_ns() >= deadline)
+        if ((kind == EXIT_PREEMPTED || slices % SLICES_BETWEEN_CLOCKS == 0) && now_ns() - start >= limits->budget_ns)
             return;
     }
 }
