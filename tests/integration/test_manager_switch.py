@@ -108,6 +108,33 @@ def test_an_image_that_someone_spoiled_is_not_loaded(native, manager):
     manager.switch(guest, host)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["after the save", "while it is stored"])
+def test_an_interrupt_leaves_no_state_in_the_spill_area(native, manager, monkeypatch, late):
+    host, guest, size = manager.create(), manager.create(), native.features()["area_size"]
+    save, seen = native.save_state, []
+
+    def spilled() -> bytes:
+        native.unspill(found := bytearray(size), ((0, 0, size),), False)
+        return bytes(found)
+
+    def interrupted(*arguments: object) -> tuple[int, bool]:
+        answer = save(*arguments)
+        seen.append(spilled())
+        if late:
+            return answer
+        raise KeyboardInterrupt
+
+    def no_store(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native, "save_state", interrupted)
+    monkeypatch.setattr(manager, "store", no_store)
+    with pytest.raises(KeyboardInterrupt):
+        manager.switch(host, guest)
+    assert any(seen[0])
+    assert not any(spilled())
+
+
 def test_what_only_moves_would_look_at_is_not_looked_at(native, manager):
     """XRSTOR takes a compacted image without SSE whatever stands in MXCSR's place; FXRSTOR would fault."""
     host, guest = manager.create(), manager.create()

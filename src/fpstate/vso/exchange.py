@@ -20,9 +20,13 @@ def switch_vsos(manager: Manager, outgoing: Vso, incoming: Vso) -> None:
     from fpstate import _core
 
     spilled_layout = _spilled_layout(manager.config.cpu)
-    in_use, spilled = _core.save_state(_view(outgoing), outgoing.xfeatures)
-    if spilled:
-        _store_spilled(manager, outgoing, in_use, spilled_layout)
+    try:
+        in_use, spilled = _core.save_state(_view(outgoing), outgoing.xfeatures)
+        if spilled:
+            _store_spilled(manager, outgoing, in_use, spilled_layout)
+    except BaseException:
+        _wipe_spill()  # an interrupt may come between the save and what follows
+        raise
     _core.load_state(_view(incoming))
     manager.count_switches(1, 1)
 
@@ -40,8 +44,13 @@ def _store_spilled(manager: Manager, vso: Vso, in_use: int, layout: Layout) -> N
     except BaseException:
         _core.load_spilled()
         raise
-    finally:
-        _core.unspill(bytearray(), ())
+    _wipe_spill()
+
+
+def _wipe_spill() -> None:
+    from fpstate import _core
+
+    _core.unspill(bytearray(), ())
 
 
 def _view(vso: Vso) -> memoryview | None:
