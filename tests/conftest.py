@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ EPILOGUE = '\n    ud2\n.section .note.GNU-stack, "", @progbits\n'
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts the tests in the background has SIGINT ignored, here and in all that is started from here.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "soak: long runs with many contexts and preemptions, a part of CI")
 
 

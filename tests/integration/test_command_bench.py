@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -190,11 +191,15 @@ def test_an_interrupt_leaves_no_process_and_no_folder(measured, tmp_path):
     started = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
-    deadline = time.monotonic() + 60
-    while len(peers := children(started.pid)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(started.pid, signal.SIGINT)
-    _, said = started.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while len(peers := children(started.pid)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(started.pid, signal.SIGINT)
+        _, said = started.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
     assert (started.returncode, "Traceback" in said) == (130, False)
     assert list(tmp_path.iterdir()) == []
     assert len(peers) >= 3

@@ -309,9 +309,12 @@ def test_ctrl_c_ends_the_command_at_once_and_tidily(kvm):
         with subprocess.Popen(
             [*command, processors, "spin"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as run:
-            time.sleep(1.5)
-            run.send_signal(signal.SIGINT)
-            _, error = run.communicate(timeout=10)
+            try:
+                time.sleep(1.5)
+                run.send_signal(signal.SIGINT)
+                _, error = run.communicate(timeout=10)
+            finally:
+                run.kill()
         assert run.returncode == 130
         assert b"Traceback" not in error
 
