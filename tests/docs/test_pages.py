@@ -402,7 +402,7 @@ def test_examples_do_what_the_page_shows(page, folder):
                         left_out.append(why_no_kvm())
                     else:
                         run_command(command, shown)
-            case "python" if "KvmEngine" in item.text and why_no_kvm():
+            case "python" if NEEDS_KVM.search(item.text) and why_no_kvm():
                 left_out.append(why_no_kvm())
             case "python":
                 printed = run_python(item.text, namespace)
