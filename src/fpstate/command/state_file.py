@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import stat
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from fpstate.arch import Cpu
 from fpstate.errors import SourceError
 from fpstate.image import Image
-from fpstate.source.open import READERS, open_source
+from fpstate.source.open import READERS, open_source, reader_of
+from fpstate.source.stream import open_stream
+from fpstate.source.thread import ThreadState
 
 _LONGEST: Final = 1 << 20
-_CONTAINERS: Final = tuple(start for reader in READERS[:-1] for start in reader.beginnings)
-"""How files begin that say themselves what is in them: cores, minidumps, CRIU images, guest states."""
 
 
 def processor(name: str | None) -> Cpu | None:
@@ -33,10 +34,15 @@ def read_state(
     if not given. Raises SourceError where it holds several threads and ``thread`` names none and for bytes that are
     no such state, AmbiguousLayout where several layouts fit, and OSError.
     """
-    named = source.isascii() and source.isdigit()
-    data = b"" if named else _read(source)
-    if named or data.startswith(_CONTAINERS):
-        return _of_thread(source, cpu, thread)
+    if source.isascii() and source.isdigit():
+        return _of_thread(source, open_source(source, cpu=cpu), thread)
+    with closing(open_stream(source)) as stream:
+        reader = reader_of(stream)
+        if reader is not READERS[-1]:
+            return _of_thread(source, reader.threads(stream, cpu), thread)
+        data = stream.read_at(0, _LONGEST + 1)
+    if len(data) > _LONGEST:
+        raise SourceError(source, f"more than {_LONGEST} bytes are no single state")
     from fpstate.source.raw import open_raw
 
     return open_raw(data, cpu=cpu, format=format, name=source)[0].image
@@ -60,19 +66,7 @@ def write_private(target: str, data: bytes) -> None:
     replace_file(path, data)
 
 
-def _read(source: str) -> bytes:
-    if source == "-":
-        data = sys.stdin.buffer.read(_LONGEST + 1)
-    else:
-        with open(source, "rb") as file:
-            data = file.read(_LONGEST + 1)
-    if len(data) > _LONGEST and not data.startswith(_CONTAINERS):
-        raise SourceError(source, f"more than {_LONGEST} bytes are no single state")
-    return data
-
-
-def _of_thread(source: str, cpu: Cpu | None, wanted: int | None) -> Image:
-    threads = open_source(source, cpu=cpu)
+def _of_thread(source: str, threads: list[ThreadState], wanted: int | None) -> Image:
     chosen = [thread for thread in threads if wanted in (None, thread.tid)]
     if len(chosen) != 1:
         tids = ", ".join(str(thread.tid) for thread in threads[:20])

@@ -1,10 +1,11 @@
 """``fpstate convert`` writes what the target can hold, and says what it cannot."""
 
-import io
 import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,9 @@ from fpstate.arch import Cpu, Format, Layout
 from fpstate.command.main import main
 from fpstate.image import Image
 from fpstate.image.legacy import from_fsave, from_fxsave, to_fsave
+from fpstate.source.checkpoint import SavedState
+from fpstate.source.guest_state import GuestState
+from fpstate.source.state_file import write_state
 from fpstate.testing import build_image, build_layout, random_image
 
 SPR = Layout.standard(Cpu.catalog("sapphire-rapids"))
@@ -148,11 +152,32 @@ def test_bits_of_mxcsr_that_intel_lacks(tmp_path: Path, capsys: pytest.CaptureFi
     assert out.read_bytes()[24:32] == bytes.fromhex("801f0000ffff0000")
 
 
+@contextmanager
+def piped(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Standard input is a pipe with these bytes, which it has room for."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(data)
+    with os.fdopen(reading, "rb") as pipe:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
+        yield
+
+
+def test_what_says_itself_what_it_is_comes_through_a_pipe_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "state.fpvso"
+    write_state(saved, SavedState(GuestState.initial(Cpu.catalog("zen4"))))
+    with piped(saved.read_bytes(), monkeypatch):
+        assert main(["diff", "-", str(saved)]) == 0
+    assert capsys.readouterr().err == "no register differs\n"
+
+
 def test_pipes(
     state: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(state.read_bytes())))
-    assert main(["convert", "-", "-", "--from-cpu", "sapphire-rapids", "--to-cpu", "zen4", "--json"]) == 0
+    with piped(state.read_bytes(), monkeypatch):
+        assert main(["convert", "-", "-", "--from-cpu", "sapphire-rapids", "--to-cpu", "zen4", "--json"]) == 0
     captured = capsysbinary.readouterr()
     assert Image(captured.out, ZEN4).registers["zmm17"] == 17
     assert json.loads(captured.err)["written"]
