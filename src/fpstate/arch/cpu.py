@@ -49,6 +49,7 @@ FEATURE_BITS: Final[Mapping[str, tuple[int, int, int, int]]] = MappingProxyType(
         "PKU": (0x7, 0, _ECX, 3),
         "OSPKE": (0x7, 0, _ECX, 4),
         "CET_SS": (0x7, 0, _ECX, 7),
+        "LA57": (0x7, 0, _ECX, 16),
         "ENQCMD": (0x7, 0, _ECX, 29),
         "UINTR": (0x7, 0, _EDX, 5),
         "LBR": (0x7, 0, _EDX, 19),
