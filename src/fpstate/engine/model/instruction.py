@@ -13,6 +13,7 @@ from fpstate.engine.model.contents import SLOTS, X87_SIZE, normalised_control, p
 from fpstate.engine.model.fault import PROTECTION, X87_ERROR, fault, refusal
 from fpstate.engine.model.machine import Machine
 from fpstate.image.control import FCW_INIT
+from fpstate.image.tile import configuration_problem
 
 X87: Final = int(Component.X87)
 SSE: Final = int(Component.SSE)
@@ -26,8 +27,6 @@ TILEDATA: Final = int(Component.TILEDATA)
 _SLOT: Final = 16
 _FLAGS: Final = 0x80FF
 _TOP: Final = 0x3800
-_PALETTE_1_ROWS: Final = 16
-_PALETTE_1_BYTES: Final = 64
 
 
 def fninit(machine: Machine) -> None:
@@ -138,7 +137,7 @@ def vzeroall(machine: Machine) -> None:
 def ldtilecfg(machine: Machine, data: bytes) -> None:
     """LDTILECFG with 64 bytes: palette 0 initialises, palette 1 configures and zeroes; raises #GP for the rest."""
     machine.use(mask_of(TILECFG))
-    if problem := _tile_problem(data):
+    if problem := configuration_problem(data):
         raise fault(PROTECTION, f"LDTILECFG: {problem}", "SDM Vol. 2, LDTILECFG")
     tilerelease(machine)
     if data[0]:
@@ -150,20 +149,6 @@ def tilerelease(machine: Machine) -> None:
     machine.use(mask_of(TILECFG))
     machine.file.initialise(TILECFG)
     machine.file.initialise(TILEDATA)
-
-
-def _tile_problem(data: bytes) -> str:
-    if data[0] == 0:
-        return ""
-    if data[0] != 1:
-        return f"there is no palette {data[0]}"
-    if any(data[2:16]) or any(data[32:48]) or any(data[56:]):
-        return "reserved bytes are not zero"
-    for tile in range(8):
-        width, rows = data[16 + 2 * tile] | data[17 + 2 * tile] << 8, data[48 + tile]
-        if width > _PALETTE_1_BYTES or rows > _PALETTE_1_ROWS or bool(width) != bool(rows):
-            return f"tile {tile} has {rows} rows of {width} bytes"
-    return ""
 
 
 def _physical(value: bytes) -> bytes:
