@@ -5,6 +5,7 @@ The form of an oracle file is told in data/oracles_intel/README.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
@@ -17,9 +18,13 @@ from typing import Any
 
 import pytest
 
+from fpstate.arch import Cpu
+
 OWN = Path(__file__).with_name("data")
 """Recordings of this project's own programs; data/README.md tells how they were made."""
 POOL_SIZE = 1 << 16
+SUMS = "SHA256SUMS"
+_REGISTERS = ("eax", "ebx", "ecx", "edx")
 
 Patch = Sequence[Any]
 Case = dict[str, Any]
@@ -96,6 +101,11 @@ class Oracles:
         """The bytes that images and moves are cut from."""
         return _unpacked(self.folder / "pool.bin.xz")
 
+    @property
+    def cpu(self) -> Cpu:
+        """The processor, from the CPUID leaves that machine.json has of it."""
+        return cpu_of(self.machine)
+
     def names(self, kind: str = "") -> list[str]:
         """The names of the files that begin with ``kind``."""
         suffix = ".jsonl.xz"
@@ -118,6 +128,28 @@ class Oracles:
         (self.folder / f"{name}.jsonl.xz").write_bytes(lzma.compress(body + end.encode(), preset=9))
         return len(lines) - 1
 
+    def create(self, machine: dict[str, Any], pool: bytes) -> None:
+        """Begin a folder: machine.json and the pool. The folder may exist, but must be empty."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        assert not any(self.folder.iterdir()), f"{self.folder} is not empty"
+        (self.folder / "machine.json").write_text(json.dumps(machine, indent=1) + "\n")
+        (self.folder / "pool.bin.xz").write_bytes(lzma.compress(pool, preset=9))
+
+    def seal(self) -> None:
+        """Write SHA256SUMS for all that is in the folder."""
+        (self.folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in self._digests()))
+
+    def altered(self) -> list[str]:
+        """The files that are not what SHA256SUMS says, or that it does not name."""
+        lines = (self.folder / SUMS).read_text().splitlines()
+        stated = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+        return sorted(name for name, digest in {*self._digests()} ^ {*stated.items()})
+
+    def _digests(self) -> Iterator[tuple[str, str]]:
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".xz", ".json"):
+                yield path.name, hashlib.sha256(path.read_bytes()).hexdigest()
+
 
 def _lines(header: dict[str, Any], cases: Iterable[Case]) -> Iterator[bytes]:
     for line in (header, *cases):
@@ -127,6 +159,34 @@ def _lines(header: dict[str, Any], cases: Iterable[Case]) -> Iterator[bytes]:
 @cache
 def _unpacked(path: Path) -> bytes:
     return lzma.decompress(path.read_bytes())
+
+
+def cpu_of(machine: dict[str, Any]) -> Cpu:
+    """Return the processor that a machine.json describes."""
+    processor = machine["processor"]
+    vendor = processor["vendor"].encode().ljust(12, b"\0")
+    ebx, edx, ecx = (int.from_bytes(vendor[start : start + 4], "little") for start in (0, 4, 8))
+    leaves: dict[tuple[int, int], tuple[int, int, int, int]] = {(0, 0): (0x1E, ebx, ecx, edx)}
+    for name, tables in processor.items():
+        if not name.startswith("leaf_") or not isinstance(tables, dict):
+            continue
+        leaf = int(name.removeprefix("leaf_"), 16)
+        if tables.keys() <= {*_REGISTERS}:
+            leaves[leaf, 0] = _registers([tables.get(register, "0") for register in _REGISTERS])
+        else:
+            leaves |= {(leaf, int(number, 16)): _registers(values) for number, values in tables.items()}
+    return Cpu.from_cpuid(
+        leaves,
+        name=f"{processor['vendor']} {processor['family']}-{processor['model']}-{processor['stepping']}",
+        enabled_xcr0=machine["xcr0"],
+        mxcsr_mask=machine["mxcsr_mask"],
+        provenance="machine.json",
+    )
+
+
+def _registers(values: Sequence[str]) -> tuple[int, int, int, int]:
+    eax, ebx, ecx, edx = (int(value, 16) for value in values)
+    return eax, ebx, ecx, edx
 
 
 INTEL = Oracles(OWN / "oracles_intel")

@@ -7,6 +7,7 @@ from typing import Final
 
 from fpstate.arch.component import COMPACTED_BIT
 from fpstate.image.subject import MXCSR_AT, RESERVED_AT, SOFTWARE_AT, XCOMP_BV_AT, XSTATE_BV_AT
+from fpstate.image.tile import CONFIGURATION_SIZE, MOST_BYTES, MOST_ROWS, TILES
 
 
 def mangle(data: bytearray, source: random.Random, *, most: int = 3) -> None:
@@ -17,6 +18,67 @@ def mangle(data: bytearray, source: random.Random, *, most: int = 3) -> None:
     """
     for _ in range(source.randint(0, most)):
         source.choice(_CHANCES)(data, source)
+
+
+def tile_configuration(source: random.Random) -> bytes:
+    """Return the 64 bytes of a TILECFG, about every other one such that LDTILECFG takes it.
+
+    The others are broken on purpose: another palette, too many rows, rows too wide, rows of no bytes, reserved
+    bytes. Palette 0 with something behind it is among them: LDTILECFG takes it, and it means the initial one.
+    """
+    data = bytearray(CONFIGURATION_SIZE)
+    data[0] = 1
+    for tile in range(source.randint(0, TILES)):
+        data[16 + 2 * tile] = 4 * source.randint(1, MOST_BYTES // 4)
+        data[48 + tile] = source.randint(1, MOST_ROWS)
+    if source.random() < 0.2:
+        data[1] = source.choice((1, 15, 16, 255))
+    if source.random() < 0.5:
+        source.choice(_TILE_FAULTS)(data, source)
+    return bytes(data)
+
+
+def _no_palette(data: bytearray, source: random.Random) -> None:
+    data[0] = source.choice((0, 0, 2, 128, 255))
+
+
+def _too_many_rows(data: bytearray, source: random.Random) -> None:
+    data[48 + source.randrange(TILES)] = source.choice((MOST_ROWS + 1, 255))
+
+
+def _too_wide(data: bytearray, source: random.Random) -> None:
+    tile = 16 + 2 * source.randrange(TILES)
+    data[tile : tile + 2] = source.choice((MOST_BYTES + 1, 0x4000, 0xFFFF)).to_bytes(2, "little")
+
+
+def _rows_of_nothing(data: bytearray, source: random.Random) -> None:
+    tile = source.randrange(TILES)
+    rows = source.choice((0, 1, MOST_ROWS))
+    data[48 + tile] = rows
+    data[16 + 2 * tile : 18 + 2 * tile] = (0 if rows else MOST_BYTES).to_bytes(2, "little")
+
+
+def _odd_width(data: bytearray, source: random.Random) -> None:
+    data[16 + 2 * source.randrange(TILES)] = source.randrange(256)
+
+
+def _reserved_of_tiles(data: bytearray, source: random.Random) -> None:
+    data[source.choice((*range(2, 16), *range(32, 48), *range(56, 64)))] = source.randint(1, 255)
+
+
+def _any_tiles(data: bytearray, source: random.Random) -> None:
+    data[:] = source.choice((bytes(len(data)), b"\xff" * len(data), source.randbytes(len(data))))
+
+
+_TILE_FAULTS: Final = (
+    _no_palette,
+    _too_many_rows,
+    _too_wide,
+    _rows_of_nothing,
+    _odd_width,
+    _reserved_of_tiles,
+    _any_tiles,
+)
 
 
 def _flip_state(data: bytearray, source: random.Random) -> None:
