@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from recording.child import compile_child
+from recording.host import NONE, USED, Host
 
 from fpstate.arch import Component, Cpu, Format, Layout, mask_of
 from fpstate.arch.component import components_in
@@ -72,3 +75,18 @@ def _bits(source: random.Random, size: int) -> bytes:
         return source.randbytes(size)
     words = (source.choice(NASTY).to_bytes(8, "little") for _ in range(size // 8 + 1))
     return b"".join(words)[:size]
+
+
+@pytest.fixture(scope="module", params=[NONE, USED], ids=["no-tiles", "tiles"])
+def permission(core: ModuleType, request: pytest.FixtureRequest) -> int:
+    """Without permission for TILEDATA, and with it, once tiles were used."""
+    if request.param == USED and not Host.here().has_tiles:
+        pytest.skip("AMX: TILEDATA on request (XCR0[18], CPUID.(0DH,1):EAX[4])")
+    chosen: int = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def recording_child(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that performs single instructions."""
+    return compile_child(gcc, tmp_path_factory.mktemp("child"))

@@ -1,32 +1,36 @@
-"""What the oracle tests share: mutated images, what a verdict says of registers, and a child that restores."""
+"""What the oracle tests share: mutated images, and what a verdict says of registers."""
 
 from __future__ import annotations
 
 import os
 import random
 import struct
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from recording.host import NONE, USED, Host
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
-from fpstate.arch.component import LEGACY_PLACES, components_in
+from fpstate.arch.component import LEGACY_PLACES, USER_DYNAMIC, components_in
 from fpstate.image.consumer import Target
 from fpstate.image.control import ControlWord, StatusWord
 from fpstate.image.initial import initial_bytes
 from fpstate.image.rule import Rule
 from fpstate.image.rules import RULES, Verdict
+from fpstate.image.tile import CONFIGURATION_SIZE
 from fpstate.testing import random_image
-from fpstate.testing.chance import mangle
+from fpstate.testing.chance import mangle, tile_configuration
 
 LONG = os.environ.get("FPSTATE_LONG") == "1"
 SANITIZED = os.environ.get("FPSTATE_SANITIZED") == "1"
 SHARE = int(os.environ.get("FPSTATE_SHARE", "20" if SANITIZED else "1"))
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 BASES = 60
+BROKEN_TILES = 0.5
 MXCSR_AT = 24
-AREA = 12288  # in restorer.c too: room for every user component there is, tiles included
+PKRU = mask_of(Component.PKRU)
+PKRU_SIZE = 4
+"""Bytes of PKRU's eight that are saved and restored."""
 
 
 def share(count: int, *, long: int = 10) -> int:
@@ -36,9 +40,14 @@ def share(count: int, *, long: int = 10) -> int:
     return count * long if LONG else count // SHARE
 
 
-def host_target() -> Target:
-    """This processor under Linux, as a target."""
-    return Target.from_cpu(Cpu.host())
+def host_target(permission: int = NONE) -> Target:
+    """This processor under Linux, as a target; with ``USED`` permission for tiles, which were used."""
+    return Target.from_cpu(Cpu.host(), permitted=USER_DYNAMIC if permission == USED else 0)
+
+
+def count_for(count: int, permission: int) -> int:
+    """How many images to try: where tiles can be had, most of them in a task that has tiles."""
+    return share(count if permission == USED or not Host.here().has_tiles else count // 10)
 
 
 def without(rule: str) -> Mapping[str, Rule]:
@@ -48,12 +57,17 @@ def without(rule: str) -> Mapping[str, Rule]:
 
 
 def mutants(
-    target: Target, seed: int, count: int, shape: Callable[[bytes], bytes] = bytes
+    target: Target,
+    seed: int,
+    count: int,
+    shape: Callable[[bytes], bytes] = bytes,
+    *,
+    without: int = PKRU,
 ) -> Iterator[tuple[bytearray, random.Random]]:
     """Yield mutated images in each format that this processor has, and the source of chance.
 
-    They are as long as standard images, and then put into ``shape``. PKRU is left out: a test that loads it at
-    random locks itself out of its memory.
+    They are as long as standard images, and then put into ``shape``. Where they have TILECFG, it is now and then
+    broken. PKRU is left out by default: who loads it at random must bear to be locked out of its memory.
     """
     source = random.Random(seed)
     mask = target.user_xfeatures
@@ -63,9 +77,13 @@ def mutants(
     bases = []
     for number in range(BASES):
         for layout in layouts:
-            present = source.getrandbits(20) & mask & ~mask_of(Component.PKRU)
+            present = source.getrandbits(20) & mask & ~without
             image = random_image(layout, seed + number, present=present, mxcsr_mask=target.mxcsr_mask)
-            bases.append(bytes(shape(image.to_bytes().ljust(target.standard.size, b"\0"))))
+            data = bytearray(image.to_bytes().ljust(target.standard.size, b"\0"))
+            if Component.TILECFG in layout and source.random() < BROKEN_TILES:
+                start = layout.offset(Component.TILECFG)
+                data[start : start + CONFIGURATION_SIZE] = tile_configuration(source)
+            bases.append(bytes(shape(bytes(data))))
     for _ in range(count):
         data = bytearray(source.choice(bases))
         mangle(data, source)
@@ -79,6 +97,8 @@ def registers(area: bytes | bytearray | memoryview, component: int, layout: Layo
 
 
 def comparable(component: int, data: bytes) -> bytes:
+    if component == Component.PKRU:
+        return data[:PKRU_SIZE]
     if component != Component.X87:
         return data
     control, status = struct.unpack_from("<HH", data)
@@ -155,68 +175,3 @@ class Tally:
         assert self.total == wanted
         assert self.counts["rejected"] > wanted // 20
         assert self.total - self.counts["rejected"] > wanted // 20
-
-
-def compile_restorer(gcc: str, folder: Path) -> Path:
-    """Compile restorer.c and return the program."""
-    program = folder / "restorer"
-    source = Path(__file__).with_name("restorer.c")
-    subprocess.run(
-        [gcc, "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, source], check=True, env=ENVIRONMENT
-    )
-    return program
-
-
-class Restorer:
-    """The child of restorer.c: it restores one image after the other and tells what came of it."""
-
-    PATTERN, XRSTOR, SIGRETURN, NO_FRAME = range(4)
-
-    def __init__(self, program: Path, pattern: bytes) -> None:
-        self.pattern = pattern
-        self._child = subprocess.Popen(
-            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=ENVIRONMENT
-        )
-        self._send(self.PATTERN, pattern, 0, 0)
-
-    def ask(
-        self,
-        kind: int,
-        data: bytes | bytearray,
-        *,
-        mask: int = (1 << 64) - 1,
-        offset: int = 0,
-        at_end: bool = False,
-    ) -> tuple[int, int, bytes]:
-        """Return signal (0: none), its code and the registers afterwards.
-
-        ``offset`` is added to an address of 64 bytes' alignment. ``at_end``: memory ends with the image, whose
-        length then decides about its alignment.
-        """
-        slack = 0 if at_end else (-len(data) - offset) % 64 + 8192
-        self._send(kind, data, mask, slack)
-        answer = self._read(8 + AREA)
-        signal, code = struct.unpack_from("<Ii", answer)
-        return signal, code, answer[8:]
-
-    def close(self) -> None:
-        """End the child."""
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.close()
-        self._child.stdout.close()
-        self._child.wait(timeout=10)
-
-    def _send(self, kind: int, data: bytes | bytearray, mask: int, slack: int) -> None:
-        assert self._child.stdin is not None
-        self._child.stdin.write(struct.pack("<IIIIQ", kind, len(data), slack, 0, mask) + data)
-
-    def _read(self, size: int) -> bytes:
-        assert self._child.stdout is not None
-        parts = []
-        while size:
-            part = self._child.stdout.read(size)
-            assert part, f"the restoring child ended: {self._child.wait(timeout=10)}"
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)

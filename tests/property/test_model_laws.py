@@ -18,7 +18,9 @@ MXCSR = slice(24, 28)
 
 
 def processor_of(cpu: Cpu) -> Processor:
-    behaviour = dataclasses.replace(Behaviour.of(cpu), fip_bits=64, fdp_bits=64)  # images have pointers of any width
+    behaviour = dataclasses.replace(
+        Behaviour.of(cpu), fip_bits=64, fdp_bits=64
+    )  # images have pointers of any width
     processor = Processor(cpu, behaviour)
     processor.xcr0, processor.xss = cpu.xcr0 | LEGACY, cpu.xss
     return processor
