@@ -9,12 +9,13 @@ from typing import Any
 from fpstate.arch import Component
 
 from .child import Record
-from .host import Host, place_of
+from .host import UNUSED, Host, place_of
 from .inputs import difference
 from .registers import digest
 from .sequences import READS, RESTORES, SAVES, STORES, Operation
 
 _LEGACY_LINES = 32
+_FIRST_USES = frozenset(("tilezero", "tileloadd", "tilestored"))
 _PKRU_IN_USE = 1 << Component.PKRU
 
 
@@ -99,12 +100,16 @@ def _changes(host: Host, name: str, before: bytes, after: bytes) -> dict[str, An
     return answer
 
 
-def comes_in_use_by_itself(operations: list[Operation], outcome: Outcome) -> bool:
-    """Whether PKRU came in use where nothing but a switch to another task can have done it."""
+def comes_in_use_by_itself(operations: list[Operation], outcome: Outcome, permission: int) -> bool:
+    """Whether PKRU came in use where nothing but a switch to another task can have done it.
+
+    The kernel loads it too where it lets a thread have tiles on their first use.
+    """
+    allowed = RESTORES | {"wrpkru"} | (_FIRST_USES if permission == UNUSED else frozenset())
     before = 0
     for (name, *_), record in zip(operations, outcome.records, strict=True):
         new = record.in_use & ~before & _PKRU_IN_USE
-        if new and not (record.fault or name == "wrpkru" or name in RESTORES):
+        if new and not record.fault and name not in allowed:
             return True
         before = record.in_use | (_PKRU_IN_USE if record.pkru & 3 else 0)
     return False

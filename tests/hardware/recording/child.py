@@ -18,7 +18,8 @@ BASE = 0x1000_0000
 HAS_XGETBV1, HAS_PKRU = 1, 2
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILEDATA = 158, 0x1023, 18
 SIGILL, SIGSEGV = 4, 11
-SI_KERNEL, ILL_ILLOPC = 128, 1
+ILL_ILLOPC = 1
+"""#NM of tiles without permission: Linux raises SIGILL with this code, all else with ILL_ILLOPN."""
 PAGE_FAULT = 14
 
 _ORDER = struct.Struct("<QQQQ")
@@ -54,11 +55,14 @@ class Record(NamedTuple):
 
     @property
     def fault(self) -> tuple[int, int, int | None] | None:
-        """Signal, si_code and vector; no vector where the kernel states that of an earlier exception."""
+        """Signal, si_code and vector; no vector where the kernel states none."""
         if not self.signal:
             return None
-        no_vector = self.signal == SIGILL and self.code == ILL_ILLOPC
-        return self.signal, self.code, None if no_vector else self.vector
+        return self.signal, self.code, self.vector or None
+
+    def without_vector(self) -> Record:
+        """The same where the kernel raised the signal itself: vector and error are those of an earlier exception."""
+        return self._replace(vector=0, error=0)
 
 
 def compile_freestanding(gcc: str, folder: Path, name: str, sources: Sequence[str], *flags: str) -> Path:
@@ -163,7 +167,11 @@ class Child:
         except BrokenPipeError as error:
             raise ChildEndedError(self._ended()) from error
         self._answer()
-        return [Record(*each) for each in _RECORD.iter_unpack(self.read(records, size))]
+        told = [Record(*each) for each in _RECORD.iter_unpack(self.read(records, size))]
+        return [
+            record.without_vector() if (record.signal, record.code) == (SIGILL, ILL_ILLOPC) else record
+            for record in told
+        ]
 
     def close(self) -> None:
         """End the child."""

@@ -75,10 +75,13 @@ class Restores:
                 child.step(attempt.operation, 0 if attempt.null else at, attempt.mask),
                 child.step("xsave64", saved, ALL),
             ]
-        records = child.run(steps)
+        records = child.run(steps)[4::6]
         return [
-            Outcome(record, child.read(at, self.host.size))
-            for record, at in zip(records[4::6], places, strict=True)
+            Outcome(
+                record.without_vector() if attempt.operation.startswith("sigreturn") else record,
+                child.read(at, self.host.size),
+            )
+            for attempt, record, at in zip(attempts, records, places, strict=True)
         ]
 
 
@@ -143,10 +146,8 @@ def answer(
     record = outcome.record
     told: dict[str, Any] = {"x": record.in_use}
     if record.fault:
-        signal, code, vector = record.fault
-        refused = attempt.operation.startswith("sigreturn")
-        told["f"] = [signal, code, None if refused else vector]
-        if vector == PAGE_FAULT and not refused:
+        told["f"] = record.fault
+        if record.vector == PAGE_FAULT:
             told["at"] = record.address - address
             told["err"] = record.error
     if record.pkru & 3:

@@ -81,7 +81,7 @@ def _cases(
                 case["r"] = answers(host, case["o"], start, outcome, inputs.pool, whole=made < _WITH_BYTES)
                 if x87:
                     case["at"] = runners.pool_at
-                if not agreed or comes_in_use_by_itself(case["o"], outcome):
+                if not agreed or comes_in_use_by_itself(case["o"], outcome, permission):
                     case["varies"] = 1
                 made += 1
                 yield case

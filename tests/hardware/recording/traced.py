@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ _ADDRESS = 0x2000_0000
 """Where the linker puts ``seen``."""
 _REGISTERS = 64
 _SIZE = 12288
+_SECONDS = 60
 
 
 class Seen(NamedTuple):
@@ -109,7 +111,13 @@ class Traced:
         return _Vector(ctypes.addressof(self._buffer), len(data))
 
     def _wait(self) -> None:
-        _, status = os.waitpid(self._child.pid, 0)
+        given_up = time.monotonic() + _SECONDS
+        found, status = 0, 0
+        while not found:
+            found, status = os.waitpid(self._child.pid, os.WNOHANG)
+            if time.monotonic() > given_up:
+                raise TraceError(f"the traced process did not stop in {_SECONDS} seconds")
+            os.sched_yield()
         if not os.WIFSTOPPED(status) or os.WSTOPSIG(status) != signal.SIGTRAP:
             self._child.returncode = self._child.returncode or -1
             raise TraceError(f"the traced process did not stop by INT3: status {status:#x}")
