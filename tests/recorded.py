@@ -177,7 +177,7 @@ def cpu_of(machine: dict[str, Any]) -> Cpu:
             leaves |= {(leaf, int(number, 16)): _registers(values) for number, values in tables.items()}
     return Cpu.from_cpuid(
         leaves,
-        name=f"{processor['vendor']} {processor['family']}-{processor['model']}-{processor['stepping']}",
+        name=processor.get("codename") or processor["brand"],
         enabled_xcr0=machine["xcr0"],
         mxcsr_mask=machine["mxcsr_mask"],
         provenance="machine.json",

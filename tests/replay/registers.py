@@ -50,11 +50,11 @@ class Pointers:
 
     @classmethod
     def of(cls, machine: dict[str, Any]) -> Pointers:
-        """Return those of a recorded machine."""
+        """Return those of a recorded machine: as measured there, or else as wide as its linear addresses."""
+        intel = machine["processor"]["vendor"] == "GenuineIntel"
         width = machine["linear_address_bits"]
-        if machine["processor"]["vendor"] == "GenuineIntel":
-            return cls(width, 64, dropped=False)
-        return cls(width, width, dropped=True)
+        measured = machine.get("pointer_bits", {"fip": width, "fdp": 64 if intel else width})
+        return cls(measured["fip"], measured["fdp"], dropped=not intel)
 
 
 def control_fields(raw: bytes, pointers: Pointers, *, wide: bool, read_wide: bool = True) -> bytes:

@@ -27,6 +27,7 @@ class Operations:
         self._templates = file.templates()
         self._pool = file.pool
         self._fip = file.header.get("fip", {})
+        self._selectors = file.header.get("selectors", (0, 0))
         self._pool_at = 0
 
     def start(self, case: Case) -> None:
@@ -64,7 +65,7 @@ class Operations:
     def _x87(self, operation: Operation) -> None:
         name = operation[0]
         fdp = self._pool_at + operation[1] if name == "fldt" else 0
-        place = Place(self._fip[name], fdp, _OPCODES[name])
+        place = Place(self._fip[name], fdp, _OPCODES[name], *self._selectors)
         if name == "fldt":
             self.processor.fld80(self._pool[operation[1] : operation[1] + 10], place=place)
         else:

@@ -15,6 +15,8 @@ from fpstate.arch import Cpu
 
 BASE = 0x1000_0000
 """Where the shared memory begins in the child; in child.h too."""
+SELECTORS = (0x33, 0x2B)
+"""Of code and data while x87 instructions are executed, in child.h too; some processors save them."""
 HAS_XGETBV1, HAS_PKRU = 1, 2
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILEDATA = 158, 0x1023, 18
 SIGILL, SIGSEGV = 4, 11

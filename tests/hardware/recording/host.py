@@ -17,6 +17,7 @@ _LISTED = (0, 1, 2, 5, 6, 7, 9, 17, 18)
 """The components that the files tell of."""
 _WITH_SUBLEAVES = {0x7: range(3), 0xD: range(64), 0x1D: range(2), 0x1E: range(1)}
 _WITHOUT = (0x1, 0x6, 0x80000001, 0x80000008)
+_BRAND = (0x80000002, 0x80000003, 0x80000004)
 _REGISTERS = ("eax", "ebx", "ecx", "edx")
 
 
@@ -96,6 +97,7 @@ def describe(host: Host, *, pointers: dict[str, int], kvm: str) -> dict[str, Any
             "family": cpu.family,
             "model": cpu.model,
             "stepping": cpu.stepping,
+            "brand": _brand(),
             **_leaves(),
         },
         "kernel": f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -127,6 +129,13 @@ def _leaf(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     from fpstate._core import cpuid
 
     return cpuid(leaf, subleaf)
+
+
+def _brand() -> str:
+    if _leaf(1 << 31, 0)[0] < _BRAND[-1]:
+        return ""
+    words = [value for leaf in _BRAND for value in _leaf(leaf, 0)]
+    return b"".join(value.to_bytes(4, "little") for value in words).split(b"\0")[0].decode("latin-1").strip()
 
 
 def _leaves() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from recorded import Case, Patch, build
 
 from .answers import Outcome, answers, area_of, comes_in_use_by_itself
-from .child import Child, Step
+from .child import SELECTORS, Child, Step
 from .host import UNUSED, Host
 from .inputs import ALL, TEMPLATES, Inputs
 from .sequences import AREAS, READS, RESTORES, ROW, SAVES, STORES, Operation, Sequences
@@ -51,6 +51,7 @@ def record_sequences(
     if x87:
         with new_child() as child:
             header["fip"] = {name: child.stubs[name] for name in ("fldt", "fstp")}
+        header["selectors"] = SELECTORS
     return header, _cases(host, inputs, makes, templates, count, permission, new_child, x87)
 
 
