@@ -25,7 +25,7 @@ from fpstate.arch import Component, mask_of
 from fpstate.arch.component import components_in
 from fpstate.engine.model import Pointers, Processor, RegisterFile
 from fpstate.engine.model.contents import pending, without_pointers
-from fpstate.engine.model.machine import REACHED
+from fpstate.engine.model.register_file import REACHED
 from fpstate.engine.model.save import unmodified
 from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT

@@ -108,7 +108,7 @@ class Executor:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What CPUID does not tell: the width of x87 pointers, and whether programs can leave 64-bit mode here."""
+    """What CPUID does not tell: the widths of x87 pointers, and whether programs can leave 64-bit mode here."""
 
     behaviour: Behaviour
     short: bool
@@ -120,7 +120,7 @@ def measured(cpu: Cpu, program: Path) -> Measured:
     generator = Generator(cpu, processor.xcr0, 0)
     image = bytearray(generator.area_size)
     image[0:4] = bytes.fromhex("7e030100")  # an invalid operation is flagged, and not masked
-    image[8:16] = _TELLING_POINTER.to_bytes(8, "little")
+    image[8:24] = _TELLING_POINTER.to_bytes(8, "little") * 2
     image[24:28] = MXCSR_INIT.to_bytes(4, "little")
     steps: list[Operation] = [
         (Kind.START, 0, 0, 0, 0, 3, 0),
@@ -130,8 +130,9 @@ def measured(cpu: Cpu, program: Path) -> Measured:
     ]
     executor = Executor(program, generator.area_size, 0)
     records, copies = executor.run(Batch(0, [steps], [bytes(image), bytes(image), bytes(image)], b""))
-    pointer = int.from_bytes(next(copies)[8:16], "little")
+    saved = next(copies)
     executor.close()
     widths = {_TELLING_POINTER: 64, _TELLING_POINTER | 0xFF << 56: 57, _TELLING_POINTER | 0xFFFF << 48: 48}
-    behaviour = dataclasses.replace(processor.behaviour, pointer_bits=widths[pointer])
+    fip, fdp = (widths[int.from_bytes(saved[start : start + 8], "little")] for start in (8, 16))
+    behaviour = dataclasses.replace(processor.behaviour, fip_bits=fip, fdp_bits=fdp)
     return Measured(behaviour, short=not records[-1][1])
