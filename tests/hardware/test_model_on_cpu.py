@@ -15,7 +15,7 @@ from oracle import share
 
 from fpstate.arch import Cpu
 from fpstate.arch.component import COMPACTED_BIT
-from fpstate.engine.model import Processor, instruction, restore, save
+from fpstate.engine.model import Processor, restore, save, x87
 from fpstate.engine.model.machine import Machine, Places
 from fpstate.vso.permission import FpuConfig
 
@@ -27,6 +27,10 @@ FEATURES = {
     **dict.fromkeys(("XSAVES64", "XRSTORS64"), "XSAVES"),
     **dict.fromkeys(("VXMM", "VYMM", "VZEROUPPER", "VZEROALL", "ZERO"), "AVX"),
     **{"VZMM": "AVX512F", "KMOV": "AVX512BW"},
+    **dict.fromkeys(("WRPKRU", "RDPKRU"), "OSPKE"),
+    **dict.fromkeys(
+        ("LDTILECFG", "STTILECFG", "TILERELEASE", "TILEZERO", "TILELOADD", "TILESTORED"), "AMX_TILE"
+    ),
 }
 """What the instructions that not every processor has need."""
 
@@ -52,7 +56,7 @@ def compare(program: Path, here: Measured) -> Iterator[Compare]:
         cpu = Cpu.host()
         processor = Processor.under_linux(cpu, here.behaviour)
         generator = Generator(cpu, processor.xcr0, seed, short=here.short)
-        executors.append(kind(program, generator.area_size, DATA_SIZE))
+        executors.append(kind(program, generator.area_size, DATA_SIZE, generator.compared))
         comparison = Comparison(processor, executors[-1], generator)
         comparison.run(sequences, most_differences=most_differences)
         return comparison
@@ -243,7 +247,7 @@ def _es_as_memory_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _fninit_leaves_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instruction, "_physical", lambda value: value[32:160])
+    monkeypatch.setattr(x87, "_physical", lambda value: value[32:160])
 
 
 def _mxcsr_without_reserved_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,10 @@ from sequence_operations import SAVES, Operation, Operations
 from fpstate.arch import Component, Cpu, mask_of
 from fpstate.arch.component import components_in
 from fpstate.engine.model import Behaviour, Processor
-from fpstate.engine.model.contents import pending, without_pointers
 from fpstate.engine.model.fault import NOT_AVAILABLE, PROTECTION, UNDEFINED, X87_ERROR
 from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT
+from linux_signal import pass_through_a_frame
 from recorded import Case, OracleFile
 
 GRANTED_AND_USED, GRANTED = 1, 2
@@ -32,8 +32,6 @@ GRANTED_AND_USED, GRANTED = 1, 2
 _PKRU = int(Component.PKRU)
 _SSE = mask_of(Component.SSE)
 _KEY_0 = 3
-_LINUX_STATES = mask_of(Component.X87, Component.SSE, Component.PKRU)
-"""What a signal frame states whatever the registers are."""
 _SI_CODES = ((0x01, 7), (0x04, 3), (0x08, 4), (0x12, 5), (0x20, 6))
 """Flags of FSW that are not masked, and the si_code of SIGFPE (Linux ``fpu__exception_code``)."""
 _SIGNALS = {PROTECTION: [11, 128, 13], UNDEFINED: [4, 2, 6], NOT_AVAILABLE: [4, 1, None]}
@@ -101,7 +99,7 @@ class _Replay:
         if signal != recorded:
             raise DisagreementError(f"signal {recorded}, the model says {signal}")
         if recorded:
-            self._after_signal()
+            pass_through_a_frame(self.processor)
         elif before:
             self._compare_save(operation, answer["s"], before)
         if answer.get("v") != value:
@@ -128,17 +126,6 @@ class _Replay:
         x87 = self.processor.file.values[0]
         raised = x87[2] & ~x87[0]
         return [8, next(code for flags, code in _SI_CODES if raised & flags), X87_ERROR]
-
-    def _after_signal(self) -> None:
-        """Linux saved the registers in a frame and loaded them again."""
-        file = self.processor.file
-        file.info = None
-        file.selectors = (0, 0)
-        if file.hides_pointers and not pending(file.values[0]):
-            file.values[0] = without_pointers(file.values[0])
-        loaded = file.not_initial() if file.tracks_values else file.in_use | _LINUX_STATES
-        file.in_use = 0
-        file.in_use = loaded & self._enabled
 
     def _open_key_0(self, recorded: int | None) -> None:
         """What the recording program did after each operation, so that its own memory stayed open to it."""
