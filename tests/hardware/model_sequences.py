@@ -129,6 +129,8 @@ class Generator:
         self.layouts = layouts
         self.area_size = -(-max(layout.size for layout in layouts) // 64) * 64
         self.masks = self._masks()
+        places = (place for place in self.standard.places if self.compared >> place.component & 1)
+        self._edited = [40, 168, *(place.offset + 8 for place in places if place.component > Component.SSE)]
         self._makers = self._weighted()
         self._batches = 0
         self._first = 0
@@ -400,9 +402,7 @@ class Generator:
         for maker in source.sample(self._makers, source.getrandbits(2) % 3):
             maker(operations)
         for _ in range(2):
-            where = source.choice(
-                (40, 168, 584, 840, 904, 1416, *((2824, 2756) if self.compared & AMX else ()))
-            ) + 8 * source.getrandbits(3)
+            where = source.choice(self._edited) + 8 * source.getrandbits(3)
             if where < self.area_size - 8:
                 operations.append((Kind.EDIT, 0, 8, 0, where, source.getrandbits(64), area))
         operations.append(
