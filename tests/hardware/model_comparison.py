@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from model_executor import Executor
+from model_instructions import MOVES, PLAIN, RESTORES, SAVES_BY_KIND
 from model_sequences import AREAS, SAVES, SEQUENCES, Batch, Generator, Kind, Operation
 
 from fpstate.arch import Component, mask_of
@@ -39,8 +40,6 @@ _SELECTORS = (12, 13, 20, 21)
 _SSE = 2
 _PKRU = mask_of(Component.PKRU)
 _KEY_0 = 3
-
-Perform = Callable[[Processor, memoryview | bytearray, int, int], None]
 
 
 class _DifferenceError(Exception):
@@ -145,7 +144,7 @@ class Comparison:
         if not vector and kind not in _LEGACY:
             rfbm = mask & self.processor.xcr0
             self._follow_in_use(rfbm, saved, kind in _COMPACTED, kind in _SHORT)
-        _SAVES[kind](self.processor, memoryview(area)[skew:], mask, address)
+        SAVES_BY_KIND[kind](self.processor, memoryview(area)[skew:], mask, address)
         if area == saved:
             if before and before != saved:
                 self._count_left_out(operation, before, saved)
@@ -196,7 +195,7 @@ class Comparison:
             return
         whole = bytearray(before)
         info, file.info = file.info, None
-        _SAVES[operation[0]](self.processor, whole, operation[5], address)
+        SAVES_BY_KIND[operation[0]](self.processor, whole, operation[5], address)
         file.info = info
         for _, spans in self._spans(left_out):
             if any(area[span] != saved[span] for span in spans):
@@ -249,7 +248,7 @@ class Comparison:
         kind, _, _, skew, _, mask, number = operation
         area = self._areas[number - self._first]
         address = self.executor.areas + number * self.executor.area_size + skew
-        _RESTORES[kind](self.processor, area if not skew else memoryview(area)[skew:], mask, address)
+        RESTORES[kind](self.processor, area if not skew else memoryview(area)[skew:], mask, address)
 
     def _xgetbv(self, operation: Operation, value: int) -> None:
         expected = self.processor.xgetbv(operation[5])
@@ -271,14 +270,14 @@ class Comparison:
 
     def _move(self, operation: Operation, value: int) -> None:
         kind, index, _, _, where, _, _ = operation
-        method, size = _MOVES[kind]
+        method, size = MOVES[kind]
         method(self.processor, index, self._data[where : where + size])
 
     def _zero(self, operation: Operation, value: int) -> None:
         self.processor.zero_vector(operation[1])
 
     def _plain(self, operation: Operation, value: int) -> None:
-        _PLAIN[operation[0]](self.processor)
+        PLAIN[operation[0]](self.processor)
 
     def _fldcw(self, operation: Operation, value: int) -> None:
         self.processor.fldcw(operation[5])
@@ -343,75 +342,18 @@ def _reached_differs(file: RegisterFile, component: int) -> bool:
     return file.values[component][:size] != file.initial[component][:size]
 
 
-def _outside_64_bit_mode(perform: Perform) -> Perform:
-    def performed(processor: Processor, area: memoryview | bytearray, mask: int, address: int) -> None:
-        processor.long_mode = False
-        try:
-            perform(processor, area, mask, address)
-        finally:
-            processor.long_mode = True
-
-    return performed
-
-
 _SHORT = frozenset(range(Kind.FXSAVE32, Kind.XRSTOR32 + 1))
 _LEGACY = frozenset({Kind.FXSAVE, Kind.FXSAVE64, Kind.FXSAVE32})
 _NARROW = SAVES - {Kind.FXSAVE64, Kind.XSAVE64, Kind.XSAVEC64, Kind.XSAVEOPT64, Kind.XSAVES64}
 _COMPACTED = frozenset({Kind.XSAVEC, Kind.XSAVEC64, Kind.XSAVES64, Kind.XSAVEC32})
 _OPTIMISED = frozenset({Kind.XSAVEOPT, Kind.XSAVEOPT64, Kind.XSAVEOPT32})
-_SAVES: dict[int, Perform] = {
-    Kind.FXSAVE: lambda p, area, mask, address: p.fxsave(area, address=address, wide=False),
-    Kind.FXSAVE64: lambda p, area, mask, address: p.fxsave(area, address=address),
-    Kind.XSAVE: lambda p, area, mask, address: p.xsave(area, mask, address=address, wide=False),
-    Kind.XSAVE64: lambda p, area, mask, address: p.xsave(area, mask, address=address),
-    Kind.XSAVEC: lambda p, area, mask, address: p.xsavec(area, mask, address=address, wide=False),
-    Kind.XSAVEC64: lambda p, area, mask, address: p.xsavec(area, mask, address=address),
-    Kind.XSAVEOPT: lambda p, area, mask, address: p.xsaveopt(area, mask, address=address, wide=False),
-    Kind.XSAVEOPT64: lambda p, area, mask, address: p.xsaveopt(area, mask, address=address),
-    Kind.XSAVES64: lambda p, area, mask, address: p.xsaves(area, mask, address=address),
-}
-_RESTORES: dict[int, Perform] = {
-    Kind.FXRSTOR: lambda p, area, mask, address: p.fxrstor(area, address=address, wide=False),
-    Kind.FXRSTOR64: lambda p, area, mask, address: p.fxrstor(area, address=address),
-    Kind.XRSTOR: lambda p, area, mask, address: p.xrstor(area, mask, address=address, wide=False),
-    Kind.XRSTOR64: lambda p, area, mask, address: p.xrstor(area, mask, address=address),
-    Kind.XRSTORS64: lambda p, area, mask, address: p.xrstors(area, mask, address=address),
-}
-for _kind, _perform in (
-    (Kind.FXSAVE32, _SAVES[Kind.FXSAVE]),
-    (Kind.XSAVE32, _SAVES[Kind.XSAVE]),
-    (Kind.XSAVEC32, _SAVES[Kind.XSAVEC]),
-    (Kind.XSAVEOPT32, _SAVES[Kind.XSAVEOPT]),
-):
-    _SAVES[_kind] = _outside_64_bit_mode(_perform)
-for _kind, _perform in (
-    (Kind.FXRSTOR32, _RESTORES[Kind.FXRSTOR]),
-    (Kind.XRSTOR32, _RESTORES[Kind.XRSTOR]),
-):
-    _RESTORES[_kind] = _outside_64_bit_mode(_perform)
-_MOVES = {
-    Kind.XMM: (Processor.move_xmm, 16),
-    Kind.VXMM: (Processor.move_vector, 16),
-    Kind.VYMM: (Processor.move_vector, 32),
-    Kind.VZMM: (Processor.move_vector, 64),
-    Kind.KMOV: (Processor.kmov, 8),
-    Kind.MMX: (Processor.move_mmx, 8),
-}
-_PLAIN = {
-    Kind.VZEROUPPER: Processor.vzeroupper,
-    Kind.VZEROALL: Processor.vzeroall,
-    Kind.FNINIT: Processor.fninit,
-    Kind.FNCLEX: Processor.fnclex,
-    Kind.EMMS: Processor.emms,
-    Kind.TILERELEASE: Processor.tilerelease,
-}
 _C = Comparison
 _PERFORM = {
     Kind.START: _C._start,
-    **dict.fromkeys(_RESTORES, _C._restore),
+    **dict.fromkeys(RESTORES, _C._restore),
     Kind.XGETBV: _C._xgetbv,
-    **dict.fromkeys(_MOVES, _C._move),
-    **dict.fromkeys(_PLAIN, _C._plain),
+    **dict.fromkeys(MOVES, _C._move),
+    **dict.fromkeys(PLAIN, _C._plain),
     Kind.ZERO: _C._zero,
     Kind.FLDCW: _C._fldcw,
     Kind.LDMXCSR: _C._ldmxcsr,

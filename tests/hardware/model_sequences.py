@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from tile_configurations import any_configuration
+
 from fpstate.arch import Component, Cpu, Layout, mask_of
 from fpstate.arch.component import AMX, AVX512, LEGACY, components_in
 from fpstate.testing import random_image
@@ -142,7 +144,8 @@ class Generator:
         data = source.randbytes(DATA_SIZE // 2) + bytes(DATA_SIZE // 4) + b"\xff" * (DATA_SIZE // 4)
         if self.compared & AMX:
             data = (
-                b"".join(self._configuration() for _ in range(_CONFIGURATIONS)) + data[64 * _CONFIGURATIONS :]
+                b"".join(any_configuration(self.source) for _ in range(_CONFIGURATIONS))
+                + data[64 * _CONFIGURATIONS :]
             )
         areas = [templates[source.getrandbits(16) % _TEMPLATES] for _ in range(AREAS * count)]
         sequences = [self._sequence(AREAS * number) for number in range(count)]
@@ -177,38 +180,11 @@ class Generator:
             self._initial_components(data, layout, present)
         if present & layout.mask & AMX and Component.TILECFG in layout and source.random() < 0.4:
             place = layout.place(Component.TILECFG)
-            data[place.offset : place.end] = self._configuration()
+            data[place.offset : place.end] = any_configuration(self.source)
         if source.random() < 0.25:
             mangle(data, source)
         if source.random() < 0.3:
             data[0:2] = source.choice(_CONTROLS).to_bytes(2, "little")
-        return bytes(data)
-
-    def _configuration(self) -> bytes:
-        """A tile configuration: eight tiles, or one that is broken in some way, or all but illegal."""
-        source = self.source
-        data = bytearray(64)
-        data[0] = 1
-        for tile in range(8):
-            width, rows = 4 * source.randrange(1, 17), source.randrange(1, 17)
-            if source.random() < 0.2:
-                width = rows = 0
-            data[16 + 2 * tile], data[48 + tile] = width, rows
-        choice = source.random()
-        if choice < 0.15:
-            data[1] = source.choice((1, 5, 15, 16, 255))
-        elif choice < 0.2:
-            data[16] = 3
-        elif choice < 0.3:
-            data[source.randrange(64)] ^= 1 << source.randrange(8)
-        elif choice < 0.35:
-            data[source.choice((2, 15, 17, 32, 47, 56, 63))] = 1
-        elif choice < 0.4:
-            data[0] = source.choice((0, 2, 128, 255))
-        elif choice < 0.45:
-            data[48 + source.randrange(8)] = source.choice((0, 17))
-        elif choice < 0.5:
-            data[:] = bytes([source.choice((0, 255))]) * 64
         return bytes(data)
 
     def _initial_components(self, data: bytearray, layout: Layout, present: int) -> None:
