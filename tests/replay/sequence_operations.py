@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -38,21 +39,19 @@ class Operations:
 
     def perform(self, operation: Operation) -> int | None:
         """Do one operation, and return what it reads; raises ProcessorFault as the model does."""
-        return _PERFORM[operation[0]](self, operation)
+        return PERFORM[operation[0]](self, operation)
 
     def _area(self, operation: Operation) -> memoryview:
         return memoryview(self.areas[operation[1]])[operation[3] :]
 
-    def _on_area(self, operation: Operation, *, method: str, wide: bool, short: bool) -> None:
-        processor = self.processor
-        perform = getattr(processor, method)
+    def _on_area(self, operation: Operation) -> None:
+        name = operation[0]
+        method = name.removesuffix("@32").removesuffix("64")
         address = _STRIDE * (operation[1] + 1) + operation[3]
         requested = () if method.startswith("fx") else (operation[2],)
-        processor.long_mode = not short
-        try:
+        perform = getattr(self.processor, method)
+        with enter(self.processor, name) as wide:
             perform(self._area(operation), *requested, address=address, wide=wide)
-        finally:
-            processor.long_mode = True
 
     def _plain(self, operation: Operation, *, method: str) -> int | None:
         result: int | None = getattr(self.processor, method)(*operation[1:])
@@ -104,19 +103,21 @@ class Operations:
         self.areas[number][offset : offset + length] = self._pool[start : start + length]
 
 
-def _area_instructions(names: str) -> dict[str, Callable[[Operations, Operation], None]]:
-    forms = {}
-    for name in names.split():
-        method = name.removesuffix("64")
-        forms[name] = partial(Operations._on_area, method=method, wide=name.endswith("64"), short=False)
-        forms[f"{method}@32"] = partial(Operations._on_area, method=method, wide=False, short=True)
-    return forms
+@contextmanager
+def enter(processor: Processor, name: str) -> Iterator[bool]:
+    """Be in the mode that an instruction's name asks for, and say whether it has REX.W."""
+    processor.long_mode = not name.endswith("@32")
+    try:
+        yield name.endswith("64")
+    finally:
+        processor.long_mode = True
 
 
-SAVES = _area_instructions("fxsave fxsave64 xsave xsave64 xsavec xsavec64 xsaveopt xsaveopt64 xsaves64")
-_PERFORM: dict[str, Callable[[Operations, Operation], int | None]] = {
-    **SAVES,
-    **_area_instructions("fxrstor fxrstor64 xrstor xrstor64 xrstors64"),
+_BOTH_MODES = ("fxsave", "xsave", "xsavec", "xsaveopt", "fxrstor", "xrstor")
+_ON_AREAS = {name + form for name in _BOTH_MODES for form in ("", "64", "@32")} | {"xsaves64", "xrstors64"}
+SAVES = frozenset(name for name in _ON_AREAS if "save" in name)
+PERFORM: dict[str, Callable[[Operations, Operation], int | None]] = {
+    **dict.fromkeys(_ON_AREAS, Operations._on_area),
     **{
         name: partial(Operations._plain, method=name)
         for name in (
@@ -142,3 +143,4 @@ _PERFORM: dict[str, Callable[[Operations, Operation], int | None]] = {
     "edit": Operations._edit,
     "copy": Operations._copy,
 }
+"""How each operation is done, by its name in the recordings."""

@@ -12,19 +12,18 @@ and what Linux did to the registers between two instructions, is told in data/or
 from __future__ import annotations
 
 import zlib
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
+from replay_report import Report
 from sequence_operations import SAVES, Operation, Operations
 
 from fpstate.arch import Component, Cpu, mask_of
 from fpstate.arch.component import components_in
 from fpstate.engine.model import Behaviour, Processor
-from fpstate.engine.model.contents import pending, without_pointers
 from fpstate.engine.model.fault import NOT_AVAILABLE, PROTECTION, UNDEFINED, X87_ERROR
 from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT
+from linux_signal import pass_through_a_frame
 from recorded import Case, OracleFile
 
 GRANTED_AND_USED, GRANTED = 1, 2
@@ -33,8 +32,6 @@ GRANTED_AND_USED, GRANTED = 1, 2
 _PKRU = int(Component.PKRU)
 _SSE = mask_of(Component.SSE)
 _KEY_0 = 3
-_LINUX_STATES = mask_of(Component.X87, Component.SSE, Component.PKRU)
-"""What a signal frame states whatever the registers are."""
 _SI_CODES = ((0x01, 7), (0x04, 3), (0x08, 4), (0x12, 5), (0x20, 6))
 """Flags of FSW that are not masked, and the si_code of SIGFPE (Linux ``fpu__exception_code``)."""
 _SIGNALS = {PROTECTION: [11, 128, 13], UNDEFINED: [4, 2, 6], NOT_AVAILABLE: [4, 1, None]}
@@ -42,28 +39,20 @@ _SIGNALS = {PROTECTION: [11, 128, 13], UNDEFINED: [4, 2, 6], NOT_AVAILABLE: [4, 
 Answer = dict[str, Any]
 
 
-@dataclass
-class Report:
-    """How many cases a file has, how many are not to be compared, and what disagreed; ``counts`` has the choices."""
-
-    cases: int = 0
-    skipped: int = 0
-    disagreements: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-
 class DisagreementError(Exception):
     """The model says something else than the recording."""
 
 
-def check_file(
-    file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, cases: range | None = None
-) -> Report:
-    """Replay a file's sequences, or some of them, on the model of the processor that they were recorded on."""
+def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = 1000) -> Report:
+    """Replay a file's sequences on the model of the processor that they were recorded on.
+
+    Ends after ``most`` disagreements.
+    """
     replay = _Replay(file, cpu, behaviour)
     report = replay.report
-    for number in range(len(file.cases)) if cases is None else cases:
-        case = file.cases[number]
+    for number, case in enumerate(file.cases):
+        if len(report.disagreements) >= most:
+            break
         report.cases += 1
         if case.get("varies"):
             report.skipped += 1
@@ -110,7 +99,7 @@ class _Replay:
         if signal != recorded:
             raise DisagreementError(f"signal {recorded}, the model says {signal}")
         if recorded:
-            self._after_signal()
+            pass_through_a_frame(self.processor)
         elif before:
             self._compare_save(operation, answer["s"], before)
         if answer.get("v") != value:
@@ -137,17 +126,6 @@ class _Replay:
         x87 = self.processor.file.values[0]
         raised = x87[2] & ~x87[0]
         return [8, next(code for flags, code in _SI_CODES if raised & flags), X87_ERROR]
-
-    def _after_signal(self) -> None:
-        """Linux saved the registers in a frame and loaded them again."""
-        file = self.processor.file
-        file.info = None
-        file.selectors = (0, 0)
-        if file.hides_pointers and not pending(file.values[0]):
-            file.values[0] = without_pointers(file.values[0])
-        loaded = file.not_initial() if file.tracks_values else file.in_use | _LINUX_STATES
-        file.in_use = 0
-        file.in_use = loaded & self._enabled
 
     def _open_key_0(self, recorded: int | None) -> None:
         """What the recording program did after each operation, so that its own memory stayed open to it."""

@@ -25,11 +25,16 @@ _WORD: Final = 4
 def ldtilecfg(machine: Machine, data: bytes) -> None:
     """LDTILECFG with 64 bytes: palette 0 initialises, palette 1 configures; tiles become zero. #GP for the rest."""
     machine.use(mask_of(TILECFG))
-    if problem := configuration_problem(data):
-        raise fault(PROTECTION, f"LDTILECFG: {problem}", "SDM Vol. 2, LDTILECFG")
+    check_configuration(data)
     tilerelease(machine)
     if data[0]:
         machine.file.put(TILECFG, data)
+
+
+def check_configuration(data: bytes) -> None:
+    """Raise #GP for 64 bytes that LDTILECFG does not take."""
+    if problem := configuration_problem(data):
+        raise fault(PROTECTION, f"LDTILECFG: {problem}", "SDM Vol. 2, LDTILECFG")
 
 
 def sttilecfg(machine: Machine, area: Area) -> None:

@@ -40,7 +40,7 @@ class Behaviour:
     ``shows_disabled``: XGETBV with ECX = 1 shows such a component's XINUSE bit all the same.
     ``probes_absent``: in the compacted format too, the last byte of what is asked for is touched, present or not.
     ``partial_restore``: an XRSTOR that is refused for a compacted image's MXCSR has initialised what is absent, but
-    for PKRU, and has loaded x87 and XMM. ``pkru_size``: bytes that a save writes of PKRU's eight.
+    for PKRU, and has loaded x87 and XMM. ``pkru_padding``: saves write the reserved bytes behind PKRU too, as zeros.
     """
 
     tracks_values: bool = False
@@ -55,7 +55,7 @@ class Behaviour:
     shows_disabled: bool = False
     probes_absent: bool = True
     partial_restore: bool = False
-    pkru_size: int = 4
+    pkru_padding: bool = False
 
     @classmethod
     def of(cls, cpu: Cpu) -> Self:
@@ -73,6 +73,7 @@ class Behaviour:
             upper_in_use=amd,
             probes_absent=not amd,
             partial_restore=not amd,
+            pkru_padding=amd,
         )
 
 
@@ -96,8 +97,8 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "probes_absent": "SDM Vol. 1, 13.13 allows any byte of what is operated on; measured on Emerald Rapids, and "
         "that it is not so on Zen 4",
         "partial_restore": "no manual; measured on Emerald Rapids, and that it is not so on Zen 4 and Zen 5",
-        "pkru_size": "SDM Vol. 1, 13.5.7: bytes 4 to 7 are reserved; that they stay: measured on Emerald Rapids, "
-        "assumed for AMD",
+        "pkru_padding": "SDM Vol. 1, 13.5.7: bytes 4 to 7 are reserved; not written: measured on Emerald Rapids; "
+        "written: an assumption",
     }
 )
 """Where each parameter comes from, by the name of its field in ``Behaviour``."""

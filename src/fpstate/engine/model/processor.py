@@ -137,7 +137,8 @@ class Processor(Machine):
     def write_all(self, registers: Mapping[str, int]) -> None:
         """Write several registers at once: all of them, or none where one is refused.
 
-        Raises #GP for an MXCSR that LDMXCSR, and for CET and PASID values that WRMSR does not take.
+        Raises #GP for an MXCSR that LDMXCSR, a configuration that LDTILECFG, and for CET and PASID values that WRMSR
+        does not take.
         """
         mask = 0
         for register in registers:
@@ -148,7 +149,10 @@ class Processor(Machine):
             image.registers[register] = value
         instruction.check_mxcsr(self, image.registers["mxcsr"])
         for place in image.layout.places:
-            check_contents(place.component, bytes(image.store.view[place.offset : place.end]))
+            data = bytes(image.store.view[place.offset : place.end])
+            check_contents(place.component, data)
+            if place.component == amx.TILECFG:
+                amx.check_configuration(data)
         name.take(self.file, image)
 
     def image(self, mask: int | None = None) -> Image:

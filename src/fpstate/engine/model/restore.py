@@ -1,9 +1,9 @@
 """The instructions that restore: FXRSTOR, XRSTOR and XRSTORS, and the order in which they refuse an image.
 
 Sources: SDM Vol. 1, 10.5.2, 13.8 and 13.12, and the instructions' pages in Vol. 2. The rules are those of
-docs/rules.md. The order, measured on Emerald Rapids: a misaligned address (#GP), memory that ends too early (#PF),
-the header (#GP), what IA32_XFD holds back (#NM), MXCSR (#GP). Zen gives nothing away that would contradict it. What
-is refused leaves the registers as they were, but for ``Behaviour.partial_restore``.
+docs/rules.md. The order, measured on Emerald Rapids: a misaligned address (#GP), components that XCOMP_BV has and the
+processor does not (#GP), memory that ends too early (#PF), the rest of the header (#GP), what IA32_XFD holds back
+(#NM), MXCSR (#GP). What is refused leaves the registers as they were, but for ``Behaviour.partial_restore``.
 """
 
 from __future__ import annotations
@@ -102,9 +102,11 @@ def _restore_compacted(
     wide: bool,
 ) -> None:
     held = xcomp_bv & ~COMPACTED_BIT
-    spans, _ = machine.places.compacted(held & enabled)
+    if excess := held & ~enabled:
+        raise refusal("XS009", f"XCOMP_BV has {mask_text(excess)}, enabled are {enabled:#x}")
+    spans, _ = machine.places.compacted(held)
     check_length(area, touched(spans, rfbm if machine.behaviour.probes_absent else rfbm & present), "XS002")
-    _check_compacted(area, present, held, enabled)
+    _check_compacted(area, present, held)
     check_supervisor(machine, area, rfbm, present, spans)
     machine.held_back(rfbm & present, "XS018")
     try:
@@ -132,9 +134,7 @@ def _check_standard(machine: Machine, area: Area | bytes, present: int, xcomp_bv
         raise refusal("XS015", "bytes 16 to 23 of the header are not zero")
 
 
-def _check_compacted(area: Area | bytes, present: int, held: int, enabled: int) -> None:
-    if excess := held & ~enabled:
-        raise refusal("XS009", f"XCOMP_BV has {mask_text(excess)}, enabled are {enabled:#x}")
+def _check_compacted(area: Area | bytes, present: int, held: int) -> None:
     if excess := present & ~held:
         raise refusal("XS008", f"XSTATE_BV {present:#x} has {excess:#x}, which XCOMP_BV gives no room")
     if any(area[RESERVED : RESERVED + 8]):

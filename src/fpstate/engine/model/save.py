@@ -32,6 +32,7 @@ _X87: Final = 1
 _SSE: Final = 2
 _MXCSR_CARRIERS: Final = mask_of(Component.SSE, Component.AVX)
 _PKRU: Final = int(Component.PKRU)
+_PKRU_SIZE: Final = 4
 _PT: Final = mask_of(Component.PT)
 _UINTR: Final = mask_of(Component.UINTR)
 _TRACE_EN: Final = 1
@@ -152,11 +153,12 @@ def _put_compacted(
 
 
 def _put_extended(machine: Machine, area: Area, written: int, spans: Spans) -> None:
-    """Write registers that this mode has, what IA32_XFD holds back as initial, and the first bytes of PKRU."""
+    """Write registers that this mode has; what IA32_XFD holds back is written as initial."""
     file, held = machine.file, machine.xfd
+    cut = _PKRU if not machine.behaviour.pkru_padding else -1
     for component, bit, start, end in spans if machine.long_mode else reached(spans):
         if written & bit:
-            end = start + machine.behaviour.pkru_size if component == _PKRU else end
+            end = start + _PKRU_SIZE if component == cut else end
             values = file.initial if held & bit else file.values
             area[start:end] = values[component][: end - start]
 

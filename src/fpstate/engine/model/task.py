@@ -47,7 +47,7 @@ class Task:
 
     ``frames`` are what the signal frames on its stack hold of it, the innermost last; ``altstack`` is the size of its
     alternate signal stack, 0 for none; ``branches`` are its last branch records while it does not run, None where it
-    records none; ``killed`` is what it died of.
+    records none; ``written`` is what a tracer wrote of its state since it last ran; ``killed`` is what it died of.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Task:
     altstack: int = 0
     branches: Image | None = None
     records_branches: bool = False
+    written: bytes | None = None
     vm: Vm | None = None
     killed: FpStateError | None = None
 
@@ -91,7 +92,7 @@ class Task:
         self.fpu = TaskFpu(manager, permitted=permitted)
         self.fpu.pkru = INIT_PKRU
         self.frames.clear()
-        self.altstack = 0
+        self.altstack, self.written = 0, None
         earlier.free()
 
     def switch_branches_out(self, registers: KernelRegisters) -> None:
