@@ -39,6 +39,7 @@ class Behaviour:
     same area. ``writes_disabled``: XSAVE writes a component that IA32_XFD holds back, as initial.
     ``shows_disabled``: XGETBV with ECX = 1 shows such a component's XINUSE bit all the same.
     ``probes_absent``: in the compacted format too, the last byte of what is asked for is touched, present or not.
+    ``header_first``: a header that is illegal is noticed before memory that ends too early.
     ``partial_restore``: an XRSTOR that is refused for a compacted image's MXCSR has initialised what is absent, but
     for PKRU, and has loaded x87 and XMM. ``pkru_padding``: saves write the reserved bytes behind PKRU too, as zeros.
     """
@@ -54,6 +55,7 @@ class Behaviour:
     writes_disabled: bool = True
     shows_disabled: bool = False
     probes_absent: bool = True
+    header_first: bool = False
     partial_restore: bool = False
     pkru_padding: bool = False
 
@@ -72,6 +74,7 @@ class Behaviour:
             pointers_on_exception=cpu.has("FDP_EXCPTN_ONLY"),
             upper_in_use=amd,
             probes_absent=not amd,
+            header_first=amd,
             partial_restore=not amd,
             pkru_padding=amd,
         )
@@ -96,6 +99,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "shows_disabled": "SDM Vol. 1, 13.14 does not say; an assumption",
         "probes_absent": "SDM Vol. 1, 13.13 allows any byte of what is operated on; measured on Emerald Rapids, and "
         "that it is not so on Zen 4",
+        "header_first": "no manual; measured on Zen 4, and that it is not so on Emerald Rapids",
         "partial_restore": "no manual; measured on Emerald Rapids, and that it is not so on Zen 4 and Zen 5",
         "pkru_padding": "SDM Vol. 1, 13.5.7: bytes 4 to 7 are reserved; not written: measured on Emerald Rapids; "
         "written: an assumption",

@@ -3,7 +3,8 @@
 Sources: SDM Vol. 1, 10.5.2, 13.8 and 13.12, and the instructions' pages in Vol. 2. The rules are those of
 docs/rules.md. The order, measured on Emerald Rapids: a misaligned address (#GP), components that XCOMP_BV has and the
 processor does not (#GP), memory that ends too early (#PF), the rest of the header (#GP), what IA32_XFD holds back
-(#NM), MXCSR (#GP). What is refused leaves the registers as they were, but for ``Behaviour.partial_restore``.
+(#NM), MXCSR (#GP), and last, which is an assumption, supervisor components (#GP); ``Behaviour.header_first`` has the
+other order. What is refused leaves the registers as they were, but for ``Behaviour.partial_restore``.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def xrstor(machine: Machine, area: Area | bytes, rfbm: int, address: int | None,
         _restore_compacted(machine, area, rfbm, present, xcomp_bv, machine.xcr0, address, wide)
         return
     spans, size = machine.places.standard(rfbm)
+    if machine.behaviour.header_first:
+        _check_standard(machine, area, present, xcomp_bv)
     check_length(area, size, "XS002")
     _check_standard(machine, area, present, xcomp_bv)
     machine.held_back(rfbm & present, "XS018")
@@ -105,9 +108,10 @@ def _restore_compacted(
     if excess := held & ~enabled:
         raise refusal("XS009", f"XCOMP_BV has {mask_text(excess)}, enabled are {enabled:#x}")
     spans, _ = machine.places.compacted(held)
+    if machine.behaviour.header_first:
+        _check_compacted(area, present, held)
     check_length(area, touched(spans, rfbm if machine.behaviour.probes_absent else rfbm & present), "XS002")
     _check_compacted(area, present, held)
-    check_supervisor(machine, area, rfbm, present, spans)
     machine.held_back(rfbm & present, "XS018")
     try:
         loads_mxcsr = rfbm & present & _SSE
@@ -116,6 +120,7 @@ def _restore_compacted(
         if machine.behaviour.partial_restore:
             _load_partly(machine, area, rfbm, present, wide)
         raise
+    check_supervisor(machine, area, rfbm, present, spans)
     _load(machine, area, rfbm, present, spans, mxcsr, wide)
     _remember(machine, rfbm, address, xcomp_bv)
 
