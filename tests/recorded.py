@@ -143,7 +143,7 @@ class Oracles:
         """The files that are not what SHA256SUMS says, or that it does not name."""
         lines = (self.folder / SUMS).read_text().splitlines()
         stated = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
-        return sorted(name for name, digest in {*self._digests()} ^ {*stated.items()})
+        return sorted({name for name, _ in {*self._digests()} ^ {*stated.items()}})
 
     def _digests(self) -> Iterator[tuple[str, str]]:
         for path in sorted(self.folder.iterdir()):
@@ -190,3 +190,4 @@ def _registers(values: Sequence[str]) -> tuple[int, int, int, int]:
 
 
 INTEL = Oracles(OWN / "oracles_intel")
+AMD = Oracles(OWN / "oracles_amd")

@@ -100,7 +100,7 @@ def describe(host: Host, *, pointers: dict[str, int], kvm: str) -> dict[str, Any
             "brand": _brand(),
             **_leaves(),
         },
-        "kernel": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "kernel": _kernel(guest=cpu.has("HYPERVISOR")),
         "kvm": kvm,
         "xcr0": cpu.enabled_xcr0,
         "xss": cpu.xss,
@@ -123,6 +123,11 @@ def describe(host: Host, *, pointers: dict[str, int], kvm: str) -> dict[str, Any
     if host.has_pkru:
         described["default_pkru"] = 0x55555554
     return described
+
+
+def _kernel(*, guest: bool) -> str:
+    version = platform.release().split("-")[0]
+    return f"{platform.system()} {version}, {platform.machine()}{', itself a guest' if guest else ''}"
 
 
 def _leaf(leaf: int, subleaf: int) -> tuple[int, int, int, int]:

@@ -1,0 +1,55 @@
+"""Every replayer that there is for a file of recorded answers, and answers that are wrong on purpose."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import image_replay
+import restore_replay
+import sequence_replay
+
+from recorded import Case, OracleFile, Oracles
+
+
+def disagreements(oracles: Oracles, file: OracleFile) -> list[str]:
+    """Replay a file: XRSTOR on the model and against the rules, sequences on the model, all else against the rules."""
+    found: list[str] = []
+    if file.kind == "sequences":
+        found += sequence_replay.check_file(file, oracles.cpu).disagreements
+    else:
+        report = image_replay.check_file(file, oracles.machine)
+        assert bool(report.disagreements) == bool(report.told)
+        found += report.told
+    if file.kind == "xrstor":
+        found += restore_replay.check_file(file, oracles.cpu).disagreements
+    return found
+
+
+def falsified(file: OracleFile) -> OracleFile:
+    """The same file with a single answer put wrong, in the middle."""
+    cases = copy.deepcopy(file.cases)
+    middle = len(cases) // 2
+    case = next(case for case in cases[middle:] if not case.get("varies") and _falsify(case))
+    return replace(file, cases=[case])
+
+
+def _falsify(case: Case) -> bool:
+    """Change one thing: a digest of what a save left, MXCSR afterwards, or an errno; whether it could be done."""
+    answer = case["r"]
+    if isinstance(answer, list):
+        for each in answer:
+            if each and "a" in each.get("s", {}):
+                each["s"]["a"] ^= 1
+                return True
+        return False
+    if "g" in answer:
+        answer["g"][0] ^= 1
+        return True
+    if "b" in answer:
+        answer["b"][1] ^= 1
+        return True
+    if answer["e"]:
+        answer["e"] ^= 1
+        return True
+    return False
