@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "hardware")]
 
 from recording.folder import DEFAULT_CASES, KINDS, PERMISSIONS, Recorder  # noqa: E402
@@ -28,17 +28,17 @@ def main() -> int:
     for kind in (*kinds, *(kind for kind, _ in arguments.cases)):
         if kind not in KINDS:
             return _failed(f"there is no kind {kind!r}: {', '.join(KINDS)}")
-    gcc = shutil.which("gcc")
-    if gcc is None:
-        return _failed("gcc, which compiles the program that executes the instructions")
+    compiler = shutil.which(arguments.cc)
+    if compiler is None:
+        return _failed(f"{arguments.cc} is missing: it compiles the program that executes the instructions")
     folder = Path(arguments.out)
     if folder.exists() and any(folder.iterdir()):
         return _failed(f"{folder} is not empty")
     permission = PERMISSIONS.get(arguments.permission)
     try:
-        with Recorder(folder, gcc, seed=arguments.seed) as recorder:
+        with Recorder(folder, compiler, seed=arguments.seed) as recorder:
             if permission not in (None, *recorder.host.permissions):
-                return _failed("TILEDATA, which permission is asked for (XCR0[18], XFD)")
+                return _failed("this machine has no TILEDATA to ask permission for (XCR0[18], XFD)")
             _record(recorder, kinds, dict(arguments.cases), permission)
     except FpStateError as error:
         return _failed(str(error))
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of pool and inputs (1)")
     parser.add_argument("--permission", choices=PERMISSIONS,
                         help="for TILEDATA: not asked for, tiles used before, not used yet; default: each")  # fmt: skip
+    parser.add_argument("--cc", default="gcc", metavar="COMPILER", help="the C compiler (gcc)")
     return parser
 
 

@@ -332,6 +332,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("NO_COLOR", "1")
     write_inputs(tmp_path)
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
     return tmp_path
 
 
