@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from oracle import host_target
 from recording.child import compile_child
 from recording.host import NONE, USED, Host
+from restorer import Restorer
 
 from fpstate.arch import Component, Cpu, Format, Layout, mask_of
-from fpstate.arch.component import components_in
+from fpstate.arch.component import USER_DYNAMIC, components_in
 from fpstate.image import Image
+from fpstate.image.consumer import Consumer, Target
+from fpstate.testing.case import clean_case
 
 RandomImage = Callable[[random.Random, Format], Image]
 
@@ -90,3 +94,20 @@ def permission(core: ModuleType, request: pytest.FixtureRequest) -> int:
 def recording_child(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that performs single instructions."""
     return compile_child(gcc, tmp_path_factory.mktemp("child"))
+
+
+@pytest.fixture(scope="module")
+def target(permission: int) -> Target:
+    """This machine under Linux, for a task with that permission."""
+    return host_target(permission)
+
+
+@pytest.fixture(scope="module")
+def restorer(recording_child: Path, permission: int, target: Target) -> Iterator[Restorer]:
+    """A child that restores images, each after a pattern that differs from clean cases in SSE."""
+    permitted = USER_DYNAMIC if permission == USED else 0
+    pattern = clean_case(Consumer.XRSTOR, target.cpu, permitted=permitted).data
+    for index in range(160, 416):
+        pattern[index] ^= 0xFF
+    with Restorer(recording_child, pattern, permission=permission) as restorer:
+        yield restorer

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Mapping
 
 import pytest
-from oracle import Tally, count_for, disagreement, host_target, mutants, mxcsr_of, without
+from oracle import Tally, count_for, disagreement, mutants, mxcsr_of, without
 from recording.host import Host
 from recording.traced import Traced, TraceError, compile_traced
 from restorer import with_pkru
@@ -19,11 +19,6 @@ from fpstate.testing.case import clean_case
 
 COUNT = 10_000
 SEEN_BY_PTRACE = ("XS004", "XS005", "XS010", "XS012", "XS013", "XS015", "XS016", "XS017")
-
-
-@pytest.fixture(scope="module")
-def target(permission: int) -> Target:
-    return host_target(permission)
 
 
 @pytest.fixture(scope="module")

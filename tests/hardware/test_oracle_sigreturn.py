@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
-from oracle import Tally, count_for, disagreement, host_target, mutants, mxcsr_of, registers, without
-from recording.host import USED
+from oracle import Tally, count_for, disagreement, mutants, mxcsr_of, registers, without
 from recording.images import Attempt
 from restorer import SIGRETURN, Answer, Restorer, attempt, without_frame
 
 from fpstate.arch import Component, Format
-from fpstate.arch.component import USER_DYNAMIC
 from fpstate.image.consumer import Consumer, Target
 from fpstate.image.rule import Rule
 from fpstate.image.rules import RULES, Verdict, predict
@@ -25,21 +22,6 @@ CUTS = (64, 448, 512, 576, 640, 768)
 INIT_PKRU = 0x55555554
 """What a new program, a signal's handler, and who returns without a frame get (Linux ``init_pkru_value``)."""
 Told = tuple[bytearray, Verdict]
-
-
-@pytest.fixture(scope="module")
-def target(permission: int) -> Target:
-    return host_target(permission)
-
-
-@pytest.fixture(scope="module")
-def restorer(recording_child: Path, permission: int, target: Target) -> Iterator[Restorer]:
-    permitted = USER_DYNAMIC if permission == USED else 0
-    pattern = clean_case(Consumer.XRSTOR, target.cpu, permitted=permitted).data
-    for index in range(160, 416):
-        pattern[index] ^= 0xFF
-    with Restorer(recording_child, pattern, permission=permission) as restorer:
-        yield restorer
 
 
 def returned(

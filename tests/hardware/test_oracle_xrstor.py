@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
-from oracle import Tally, count_for, disagreement, host_target, mutants, mxcsr_of, share, without
-from recording.host import USED
+from oracle import Tally, count_for, disagreement, mutants, mxcsr_of, share, without
 from recording.images import Attempt
 from restorer import Answer, Restorer, attempt
 
 from fpstate.arch import Component, Format, Layout
-from fpstate.arch.component import USER_DYNAMIC
 from fpstate.image.consumer import ALL, Consumer, Target
 from fpstate.image.rule import Rule
 from fpstate.image.rules import RULES, Verdict, predict
@@ -23,20 +20,6 @@ from fpstate.testing.case import clean_case
 COUNT = 100_000
 SEEN_BY_XRSTOR = ("XS007", "XS008", "XS009", "XS012", "XS015", "XS016", "XS017")
 Told = tuple[bytearray, Verdict, Target]
-
-
-@pytest.fixture(scope="module")
-def target(permission: int) -> Target:
-    return host_target(permission)
-
-
-@pytest.fixture(scope="module")
-def restorer(recording_child: Path, permission: int, target: Target) -> Iterator[Restorer]:
-    permitted = USER_DYNAMIC if permission == USED else 0
-    pattern = clean_case(Consumer.XRSTOR, target.cpu, permitted=permitted).data
-    pattern[160] ^= 0xFF
-    with Restorer(recording_child, pattern, permission=permission) as restorer:
-        yield restorer
 
 
 def restored(
@@ -123,10 +106,7 @@ def test_a_broken_tilecfg_that_is_taken_for_loaded_is_noticed(restorer, target):
 def image(request: pytest.FixtureRequest, target: Target) -> bytearray:
     if request.param is Format.COMPACTED and not target.compaction:
         pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
-    data = clean_case(Consumer.XRSTOR, target.cpu, request.param, permitted=0).data
-    for index in range(160, 416):
-        data[index] ^= 0xFF
-    return data
+    return clean_case(Consumer.XRSTOR, target.cpu, request.param, permitted=0).data
 
 
 def test_every_address_but_a_multiple_of_64_is_refused(restorer, image, target):
