@@ -50,7 +50,9 @@ def deliver_signal(kernel: Kernel, core: Core) -> bytes:
     return bytes(frame)
 
 
-def sigreturn(kernel: Kernel, core: Core, frame: bytes | None = None, *, handled: bool = False) -> None:
+def sigreturn(
+    kernel: Kernel, core: Core, frame: bytes | None = None, *, address: int = 0, handled: bool = False
+) -> None:
     """Load the innermost frame, or these bytes in its place; what it lacks becomes initial, PKRU too.
 
     Empty bytes stand for a frame without a pointer to its state: all is initial then, and PKRU is a new program's. A
@@ -58,8 +60,8 @@ def sigreturn(kernel: Kernel, core: Core, frame: bytes | None = None, *, handled
     larger than the task's own: a child of a handler that used tiles has those. Components that the frame was not
     made for become initial; supervisor components stay.
 
-    Where the bytes are refused, everything is initial, PKRU a new program's, and ImageError is raised. The task dies
-    (SIGSEGV), unless it has ``handled`` the signal.
+    ``address`` is where the frame's image lies. Where the bytes are refused, everything is initial, PKRU a new
+    program's, and ImageError is raised. The task dies (SIGSEGV), unless it has ``handled`` the signal.
     """
     task = kernel.running(core)
     if not task.frames:
@@ -70,7 +72,7 @@ def sigreturn(kernel: Kernel, core: Core, frame: bytes | None = None, *, handled
         _clear_user_states(kernel, core)
         return
     state = task.fpu.fpstate
-    verdict = predict(data, Consumer.SIGRETURN, target_of(kernel, state))
+    verdict = predict(data, Consumer.SIGRETURN, target_of(kernel, state), address=address)
     if verdict.refusals:
         refusal = refusal_of(verdict.refusals[0])
         _clear_user_states(kernel, core)
