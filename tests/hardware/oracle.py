@@ -6,7 +6,7 @@ import os
 import random
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from recording.host import NONE, USED, Host
 
@@ -123,12 +123,12 @@ def disagreement(
 ) -> str:
     """Say where registers, saved in the standard format, are not what the verdict says; empty where they are.
 
-    ``pattern`` is what was in them before; without it what is kept is not looked at. ``visible`` bounds what
-    the saved bytes hold.
+    Verdicts on what is refused say it too. ``pattern`` is what was in them before; without it what is kept is not
+    looked at. ``visible`` bounds what the saved bytes hold.
     """
-    compacted = data[527] & 0x80 and not verdict.fx_only
-    here = target.compacted(int.from_bytes(data[520:528], "little")) if compacted else target.standard
-    assert here is not None
+    compacted = len(data) > 527 and data[527] & 0x80 and not verdict.fx_only
+    here = target.compacted(int.from_bytes(data[520:528], "little")) if compacted else None
+    here = here or target.standard  # of a header that states what is not there nothing is loaded
     known = target.standard.mask if visible is None else visible
     for component in components_in(known & (verdict.loaded | verdict.initialised | verdict.kept)):
         if verdict.loaded >> component & 1:
@@ -142,6 +142,26 @@ def disagreement(
         if registers(saved, component, target.standard) != expected:
             return f"component {component} is not {what}"
     return ""
+
+
+def wrong_words(verdict: Verdict, target: Target, saved: bytes, pattern: bytes) -> str:
+    """Say which of MXCSR and PKRU are not what the verdict says; where it says nothing they are the pattern's."""
+    expected = mxcsr_of(pattern) if verdict.mxcsr is None else verdict.mxcsr
+    if mxcsr_of(saved) != expected:
+        return f"MXCSR is {mxcsr_of(saved):#x}, not {expected:#x}"
+    if Component.PKRU not in target.standard:
+        return ""
+    before, found = (
+        int.from_bytes(registers(area, Component.PKRU, target.standard), "little")
+        for area in (pattern, saved)
+    )
+    expected = before if verdict.pkru is None else verdict.pkru
+    return "" if found == expected else f"PKRU is {found:#x}, not {expected:#x}"
+
+
+def as_reported(verdict: Verdict) -> Verdict:
+    """Return the verdict on what reads back, which may be more than what got into the registers."""
+    return replace(verdict, loaded=verdict.reported, initialised=verdict.initialised & ~verdict.reported)
 
 
 def mxcsr_of(area: bytes | bytearray | memoryview) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 import pytest
-from oracle import Tally, disagreement, host_target, mutants, mxcsr_of, share, without
+from oracle import Tally, as_reported, disagreement, host_target, mutants, mxcsr_of, share, without
 
 from fpstate.arch import Component, Layout, mask_of
 from fpstate.engine.kvm.abi import XSAVE_SIZE
@@ -80,10 +80,10 @@ def _judge(guest: KvmVcpu, data: bytearray, verdict: Verdict, target: Target) ->
     visible = target.guest_xcr0 | 3
     if mxcsr_of(after) != verdict.reported_mxcsr:
         return f"MXCSR reads back {mxcsr_of(after):#x}, not {verdict.reported_mxcsr:#x}"
-    if int.from_bytes(after[512:520], "little") & ~PKRU != verdict.loaded & visible & ~PKRU:
+    if int.from_bytes(after[512:520], "little") & ~PKRU != verdict.reported & visible & ~PKRU:
         return "XSTATE_BV reads back as if something else were loaded"
     shown = visible & ~(PKRU & verdict.kept)  # what is kept is in the register, and not in the readback
-    return disagreement(data, verdict, target, after, pattern=before, visible=shown)
+    return disagreement(data, as_reported(verdict), target, after, pattern=before, visible=shown)
 
 
 def set_state(guest: KvmVcpu, data: bytearray) -> int:

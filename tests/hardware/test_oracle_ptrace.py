@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Mapping
 
 import pytest
-from oracle import Tally, count_for, disagreement, mutants, mxcsr_of, without
+from oracle import Tally, as_reported, count_for, disagreement, mutants, mxcsr_of, without
 from recording.host import Host
 from recording.traced import Traced, TraceError, compile_traced
 from restorer import with_pkru
@@ -60,13 +60,15 @@ def _judge(traced: Traced, data, padded, verdict: Verdict, target: Target, befor
     answer = traced.get()
     if mxcsr_of(answer) != verdict.reported_mxcsr:
         return f"MXCSR reads back {mxcsr_of(answer):#x}, not {verdict.reported_mxcsr:#x}"
-    if int.from_bytes(answer[512:520], "little") != verdict.loaded:
+    if int.from_bytes(answer[512:520], "little") != verdict.reported:
         return "XSTATE_BV reads back changed"
     seen = traced.run()
     live = with_pkru(Host.here(), seen.registers, seen.pkru)
     if verdict.mxcsr is not None and mxcsr_of(live) != verdict.mxcsr:
         return f"MXCSR is {mxcsr_of(live):#x} where the task runs, not {verdict.mxcsr:#x}"
-    return disagreement(padded, verdict, target, answer) or disagreement(padded, verdict, target, live)
+    return disagreement(padded, as_reported(verdict), target, answer) or disagreement(
+        padded, verdict, target, live
+    )
 
 
 def test_setregset_does_what_the_rules_foretell(traced, target, permission):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pytest
-from oracle import Tally, count_for, disagreement, mutants, mxcsr_of, registers, without
+from oracle import Tally, count_for, disagreement, mutants, mxcsr_of, without, wrong_words
 from recording.images import Attempt
 from restorer import SIGRETURN, Answer, Restorer, attempt, without_frame
 
 from fpstate.arch import Component, Format
-from fpstate.image.consumer import Consumer, Target
+from fpstate.image.consumer import INIT_PKRU, Consumer, Target
+from fpstate.image.control import MXCSR_INIT
+from fpstate.image.outcome import cleared
 from fpstate.image.rule import Rule
 from fpstate.image.rules import RULES, Verdict, predict
 from fpstate.testing.case import as_frame, clean_case
@@ -19,8 +22,6 @@ from fpstate.testing.case import as_frame, clean_case
 COUNT = 10_000
 XFEATURES_AT, XSTATE_SIZE_AT = 472, 480
 CUTS = (64, 448, 512, 576, 640, 768)
-INIT_PKRU = 0x55555554
-"""What a new program, a signal's handler, and who returns without a frame get (Linux ``init_pkru_value``)."""
 Told = tuple[bytearray, Verdict]
 
 
@@ -30,7 +31,7 @@ def returned(
     """Return from ``count`` signals with a mutated frame: some misplaced, some cut off where memory ends."""
     tally = Tally()
     for (data, verdict), answer in restorer.ask_all(_attempts(target, seed, count, rules)):
-        tally.add(verdict, _judge(data, verdict, target, answer), data.ljust(576, b"\0"))
+        tally.add(verdict, _judge(data, verdict, target, answer, restorer.pattern), data.ljust(576, b"\0"))
     return tally
 
 
@@ -46,14 +47,12 @@ def _attempts(
         yield attempt(data, SIGRETURN, offset=offset, at_end=bool(cut)), (data, verdict)
 
 
-def _judge(data: bytearray, verdict: Verdict, target: Target, answer: Answer) -> str:
+def _judge(data: bytearray, verdict: Verdict, target: Target, answer: Answer, pattern: bytes) -> str:
     if answer.fault != verdict.answer:
         return f"sigreturn answers {answer.fault or 'nothing'}, not {verdict.answer or 'nothing'}"
-    if not verdict.accepted:
-        return ""
-    if mxcsr_of(answer.registers) != verdict.mxcsr:
-        return f"MXCSR is {mxcsr_of(answer.registers):#x}, not {verdict.mxcsr}"
-    return disagreement(data.ljust(1024, b"\0"), verdict, target, answer.registers)
+    return wrong_words(verdict, target, answer.registers, pattern) or disagreement(
+        data.ljust(1024, b"\0"), verdict, target, answer.registers
+    )
 
 
 def test_sigreturn_does_what_the_rules_foretell(restorer, target, permission):
@@ -88,7 +87,7 @@ def test_a_compacted_frame_is_taken_by_processors_that_know_the_format(restorer,
     verdict = predict(data, Consumer.SIGRETURN, target)
     answer = restorer.ask(attempt(data, SIGRETURN))
     assert str(verdict) == "loaded"
-    assert not _judge(data, verdict, target, answer)
+    assert not _judge(data, verdict, target, answer, restorer.pattern)
     assert mxcsr_of(answer.registers) == mxcsr_of(data)
 
 
@@ -109,11 +108,10 @@ def test_a_smaller_consistent_frame_keeps_its_components(restorer, target):
 def test_without_a_frame_all_user_state_becomes_initial_but_pkru(restorer, target):
     """PKRU becomes what new programs start with, not the zero of the initial configuration."""
     answer = restorer.ask(without_frame())
-    assert not answer.fault
-    pkru = 1 << Component.PKRU
-    initialised = Verdict(Consumer.SIGRETURN, (), initialised=target.standard.mask & ~pkru)
-    assert not disagreement(bytes(576), initialised, target, answer.registers)
-    assert mxcsr_of(answer.registers) == 0x1F80
+    verdict = cleared(target)
+    assert not _judge(bytearray(576), verdict, target, answer, restorer.pattern)
+    assert mxcsr_of(answer.registers) == MXCSR_INIT
     if Component.PKRU in target.standard:
-        found = registers(answer.registers, Component.PKRU, target.standard)
-        assert int.from_bytes(found, "little") == INIT_PKRU
+        assert verdict.pkru == INIT_PKRU
+        wrong = replace(verdict, pkru=0)
+        assert "PKRU" in _judge(bytearray(576), wrong, target, answer, restorer.pattern)

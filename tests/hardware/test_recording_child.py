@@ -9,9 +9,10 @@ import pytest
 from recording.answers import Outcome, comes_in_use_by_itself
 from recording.child import BASE, Child, ChildEndedError, Record
 from recording.host import NONE, UNUSED, USED, Host
+from recording.images import SigreturnCases, XrstorCases
 from recording.inputs import ALL, Inputs, difference, make_pool
 from recording.measure import has_i386_calls, pointer_widths, runs_32_bit_code
-from recording.perform import Runner, majority
+from recording.perform import Runner, majority, record_sequences
 from recording.registers import register_list
 from recording.sequences import AREAS, Sequences
 
@@ -81,8 +82,7 @@ def test_tiles_need_permission_and_then_run(recording_child, host):
 
 def test_every_operation_that_sequences_use_can_be_performed(runner, host):
     """A processor that had everything would be asked for nothing that the child does not know."""
-    everything = Host(Cpu.catalog("emerald-rapids"), 0x602E7)
-    makes = Sequences(everything, Inputs(everything, make_pool(1), 1), short=True, x87=True)
+    makes = Sequences(EVERYTHING, Inputs(EVERYTHING, make_pool(1), 1), short=True, x87=True)
     places = [runner.child.reserve(makes.area) for _ in range(AREAS)]
     names = set()
     for operation in (operation for _ in range(1500) for operation in makes.one()):
@@ -101,6 +101,49 @@ def test_every_operation_that_sequences_use_can_be_performed(runner, host):
         "fldt",
         "fstp",
     } < names
+
+
+EVERYTHING = Host(Cpu.catalog("emerald-rapids"), 0x602E7)
+"""A machine with AMX, XFD and PKRU: what it is asked can be asked of any other."""
+
+
+def test_a_processor_that_has_less_is_asked_the_same_and_says_so(recording_child, host):
+    """The way of the recorder on a machine with AMX, as far as one without can go it: all of it says #UD."""
+    if host.has_tiles:
+        pytest.skip("a processor without AMX: this one has it")
+    inputs = Inputs(EVERYTHING, make_pool(6), 7)
+    header, cases = record_sequences(
+        EVERYTHING, inputs, 200, NONE, lambda: Child(recording_child, host.cpu), short=True, x87=True
+    )
+    assert header["area"] == 11264
+    faults: dict[str, set[tuple | None]] = {}
+    for case in cases:
+        for operation, answer in zip(case["o"], case["r"], strict=True):
+            faults.setdefault(operation[0], set()).add((answer or {}).get("f"))
+    for name in {operation[0] for operation in TILE_OPERATIONS}:
+        assert faults[name] == {UNDEFINED}, name
+    if not host.has_pkru:
+        assert faults["rdpkru"] == faults["wrpkru"] == {UNDEFINED}
+
+
+@pytest.mark.parametrize("permission", [NONE, USED])
+def test_images_for_a_processor_that_has_more_are_answered(recording_child, host, permission):
+    if host.has_tiles:
+        pytest.skip("a processor without AMX: this one has it")
+    inputs = Inputs(EVERYTHING, make_pool(8), 9)
+    for make in (XrstorCases(EVERYTHING, inputs, permission, short=True),
+                 SigreturnCases(EVERYTHING, inputs, permission, 64),
+                 SigreturnCases(EVERYTHING, inputs, permission, 32)):  # fmt: skip
+        cases = list(make.record(100, lambda: Child(recording_child, host.cpu)))
+        assert all(len(case["r"]["g"]) == 11 for case in cases)
+        assert {len(case["r"].get("f", ())) for case in cases} == {0, 3}
+
+
+def test_permission_that_is_refused_ends_the_recording(recording_child, host):
+    if host.has_tiles:
+        pytest.skip("a processor without AMX: this one has it")
+    with pytest.raises(ChildEndedError, match="permission for TILEDATA was refused: errno"):
+        Child(recording_child, host.cpu, permission=USED)
 
 
 def test_every_fault_is_told_with_its_signal(child):

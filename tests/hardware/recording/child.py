@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from fpstate.arch import Cpu
 
+from .host import NONE, USED
+
 BASE = 0x1000_0000
 """Where the shared memory begins in the child; in child.h too."""
 SELECTORS = (0x33, 0x2B)
@@ -30,7 +32,7 @@ _RECORD = struct.Struct("<QQQQQIiI4x")
 _STUB = struct.Struct("<24sQ")
 _PAGE = 4096
 _TABLE_SIZE = 3 * _PAGE
-_SIZE = 40 << 20
+_SIZE = 64 << 20
 _SECONDS = 60
 # fmt: off
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-stack-protector", "-fcf-protection=none",
@@ -95,7 +97,7 @@ class Child:
     ``stubs`` are the addresses of the instructions that it can perform, by name.
     """
 
-    def __init__(self, program: Path, cpu: Cpu, *, permission: int = 0) -> None:
+    def __init__(self, program: Path, cpu: Cpu, *, permission: int = NONE) -> None:
         file = os.memfd_create("recording")
         try:
             os.ftruncate(file, _SIZE)
@@ -111,11 +113,15 @@ class Child:
         finally:
             os.close(file)
         self.has = HAS_XGETBV1 * cpu.has("XGETBV1") | HAS_PKRU * cpu.has("OSPKE")
-        self._answer()
-        self.stubs = {name.rstrip(b"\0").decode(): address for name, address in self._table()}
-        self._kept = self._free = _PAGE + _TABLE_SIZE
-        if permission:
-            self._ask_for_tiles(use=permission == 1)
+        try:
+            self._answer()
+            self.stubs = {name.rstrip(b"\0").decode(): address for name, address in self._table()}
+            self._kept = self._free = _PAGE + _TABLE_SIZE
+            if permission != NONE:
+                self._ask_for_tiles(use=permission == USED)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Child:
         return self

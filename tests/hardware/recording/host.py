@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
-from fpstate.arch.component import COMPACTED_BIT, LEGACY_PLACES, components_in
+from fpstate.arch.component import COMPACTED_BIT, LEGACY, LEGACY_PLACES, components_in
 
 TILES = mask_of(Component.TILECFG, Component.TILEDATA)
 NONE, USED, UNUSED = 0, 1, 2
@@ -23,21 +23,26 @@ _REGISTERS = ("eax", "ebx", "ecx", "edx")
 
 @dataclass(frozen=True)
 class Host:
-    """A processor under Linux as the recorder sees it. Sizes are in bytes."""
+    """A processor under Linux as the recorder sees it. ``enabled`` is XCR0; sizes are in bytes."""
 
     cpu: Cpu
-    xcr0: int
+    enabled: int
 
     @classmethod
     def here(cls) -> Host:
         """This machine; raises UnsupportedHere where fpstate's core or XSAVE is missing."""
         cpu = Cpu.host()
-        return cls(cpu, (cpu.enabled_xcr0 or 3) & mask_of(*_LISTED))
+        return cls(cpu, cpu.enabled_xcr0 or LEGACY)
+
+    @property
+    def xcr0(self) -> int:
+        """Those enabled components that the files tell of."""
+        return self.enabled & mask_of(*_LISTED)
 
     @cached_property
     def standard(self) -> Layout:
-        """The standard layout of all components that are recorded."""
-        return Layout.standard(self.cpu, self.xcr0)
+        """The standard layout of all that is enabled and known."""
+        return Layout.standard(self.cpu, self.cpu.user_mask & self.enabled | LEGACY)
 
     @cached_property
     def size(self) -> int:
@@ -66,12 +71,12 @@ class Host:
 
     def xfeatures(self, permission: int) -> int:
         """The components in a task's signal frames."""
-        return self.xcr0 if permission == USED else self.xcr0 & ~mask_of(Component.TILEDATA)
+        return self.standard.mask if permission == USED else self.standard.mask & ~mask_of(Component.TILEDATA)
 
     def layout(self, image: bytes | bytearray, at: int = 0) -> Layout:
         """The layout of an image by its own header; bits that no component here has are left out."""
         room = int.from_bytes(image[at + 520 : at + 528], "little")
-        return _compacted(self.cpu, room & self.xcr0) if room & COMPACTED_BIT else self.standard
+        return _compacted(self.cpu, room & self.standard.mask) if room & COMPACTED_BIT else self.standard
 
 
 @cache
@@ -106,11 +111,15 @@ def describe(host: Host, *, pointers: dict[str, int], kvm: str) -> dict[str, Any
         "xss": cpu.xss,
         "mxcsr_mask": cpu.mxcsr_mask,
         "standard_size": host.standard.size,
-        "compacted_size": Layout.compacted(cpu, host.xcr0).size if host.compaction else 0,
+        "compacted_size": Layout.compacted(cpu, host.standard.mask).size if host.compaction else 0,
         "linear_address_bits": _leaf(0x80000008, 0)[0] >> 8 & 0xFF,
         "pointer_bits": pointers,
-        "standard_places": {str(n): place_of(host.standard, n) for n in components_in(host.xcr0 & ~3)},
-        "compacted_alignment_64": [n for n in components_in(host.xcr0 & ~3) if cpu.geometry[n].aligned],
+        "standard_places": {
+            str(n): place_of(host.standard, n) for n in components_in(host.standard.mask & ~3)
+        },
+        "compacted_alignment_64": [
+            n for n in components_in(host.standard.mask & ~3) if cpu.geometry[n].aligned
+        ],
         "signal_frame": {
             name: {
                 "xfeatures": host.xfeatures(permission),

@@ -96,7 +96,7 @@ class _Cases:
     def __init__(self, host: Host, inputs: Inputs, permission: int, size: int, *, in_xsave: int = 0) -> None:
         self.host, self.inputs, self.size, self.in_xsave = host, inputs, size, in_xsave
         self.permission = permission
-        self.pattern = inputs.pattern(host.xfeatures(permission))
+        self.pattern = inputs.pattern(host.xfeatures(permission) & host.xcr0)
         self.templates = [self.template() for _ in range(TEMPLATES)]
         self.bases = [bytes(build(patches, inputs.pool, size)) for patches in self.templates]
         self.source = inputs.source

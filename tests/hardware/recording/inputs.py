@@ -68,7 +68,11 @@ class Inputs:
             layout, xcomp_bv = host.layout(_header(room | COMPACTED_BIT)), room | COMPACTED_BIT
         else:
             layout, xcomp_bv = host.standard, 0
-        present = layout.mask & (source.getrandbits(20) | source.getrandbits(20) | source.choice((0, 3, 7)))
+        present = (
+            layout.mask
+            & host.xcr0
+            & (source.getrandbits(20) | source.getrandbits(20) | source.choice((0, 3, 7)))
+        )
         patches = self._legacy(present)
         for component in components_in(present & ~3):
             patches.append(self._component(component, layout))

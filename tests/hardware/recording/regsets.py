@@ -43,7 +43,7 @@ class Regsets:
         self.operations = ["xstate"]
         if kind == "fpregs":
             self.operations = ["setfpregs", "prfpreg"] + ["prxfpreg"] * (mode == 32)
-        self.pattern = inputs.pattern(host.xfeatures(permission))
+        self.pattern = inputs.pattern(host.xfeatures(permission) & host.xcr0)
         self.templates = [self._template() for _ in range(TEMPLATES)]
         self.bases = [bytes(build(patches, inputs.pool, self.size)) for patches in self.templates]
 
