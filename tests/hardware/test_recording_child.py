@@ -17,6 +17,9 @@ from recording.registers import register_list
 from recording.sequences import AREAS, Sequences
 
 from fpstate.arch import Cpu
+from fpstate.arch.component import USER_DYNAMIC
+from fpstate.image.consumer import Consumer, Target
+from fpstate.image.rules import predict
 from recorded import build
 
 PKRU_OPERATIONS = ["rdpkru", "wrpkru"]
@@ -137,6 +140,16 @@ def test_images_for_a_processor_that_has_more_are_answered(recording_child, host
         cases = list(make.record(100, lambda: Child(recording_child, host.cpu)))
         assert all(len(case["r"]["g"]) == 11 for case in cases)
         assert {len(case["r"].get("f", ())) for case in cases} == {0, 3}
+
+
+def test_the_pattern_is_loaded_as_it_stands_and_is_initial_nowhere():
+    target = Target.from_cpu(EVERYTHING.cpu, permitted=USER_DYNAMIC)
+    inputs = Inputs(EVERYTHING, make_pool(8), 9)
+    pattern = bytes(build(inputs.pattern(EVERYTHING.xcr0), inputs.pool, EVERYTHING.size))
+    verdict = predict(pattern, Consumer.XRSTOR, target)
+    assert str(verdict) == "loaded"
+    assert verdict.loaded == EVERYTHING.xcr0
+    assert register_list(EVERYTHING, pattern, bytes(576), pattern)[2:] == ["K"] * 9
 
 
 def test_permission_that_is_refused_ends_the_recording(recording_child, host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Sequence
 
 from fpstate.arch import Component, Layout
@@ -20,6 +21,8 @@ _PART = 8192
 _CONTROLS = ("7f03", "7f03", "7f0f", "4000", "7f1f", "0000", "ffff", "7f02", "7e03")
 _STATUSES = ("0000", "8180", "0047")
 _MXCSRS = (0x1F80, 0x1F80, 0x9FC0, 0x7F80, 0x1FBF, 0x0000)
+_TILES = struct.pack("<BB14x8H16x8B8x", 1, 0, *(48, 60, 8, 16, 64, 0, 0, 0), *(1, 8, 6, 12, 8, 0, 0, 0))
+"""The pattern's tiles: five, none of them whole."""
 _PKRUS = (0x55555554, 0xFFFFFFFC, 0)
 
 
@@ -53,8 +56,7 @@ class Inputs:
             if component == Component.PKRU:
                 patches.append([start, "5455555500000000"])
             elif component == Component.TILECFG:
-                patches.append([start, (b"\1" + bytes(15) + bytes.fromhex("30003c00080010004000") + bytes(22)
-                                        + bytes.fromhex("108060c080") + bytes(11)).hex()])  # fmt: skip
+                patches.append([start, _TILES.hex()])
             else:
                 patches.append([start, self._random(size), size])
         patches.append([512, xfeatures.to_bytes(8, "little").hex()])
