@@ -9,7 +9,7 @@ from typing import Any
 
 from register_list import difference, pkru_of, saved
 from registers import INITIAL, Source
-from replay_report import Report
+from replay_report import MANY, Report, replayed
 from sequence_operations import enter
 
 from fpstate.arch import Component, Cpu, Layout
@@ -31,20 +31,9 @@ _KEY_0 = 3
 _PAGE_SIZE = 4096
 
 
-def check_file(file: OracleFile, cpu: Cpu, *, most: int = 1000) -> Report:
+def check_file(file: OracleFile, cpu: Cpu, *, most: int = MANY) -> Report:
     """Replay a file's cases of ``OPERATIONS`` on the model of the machine that they were recorded on."""
-    report, replay = Report(), _Replay(file, cpu)
-    for number, case in enumerate(file.cases):
-        if len(report.disagreements) >= most:
-            break
-        if case["o"] not in OPERATIONS:
-            continue
-        report.cases += 1
-        if case.get("varies"):
-            report.skipped += 1
-        elif problem := replay.problem(case):
-            report.disagreements.append(f"{file.name}, case {number}: {problem}")
-    return report
+    return replayed(file, _Replay(file, cpu).problem, most=most, operations=OPERATIONS)
 
 
 class _Replay:
