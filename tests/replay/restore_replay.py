@@ -64,7 +64,8 @@ class _Replay:
             return f"PKRU {answer.get('k', pkru):#x}, then {pkru:#x}, the model says {own:#x}"
         if not fault and processor.xgetbv(1) != answer["x"]:
             return f"XINUSE {answer['x']:#x}, the model says {processor.xgetbv(1):#x}"
-        sources = {"L": Source(memory, self._layout_of(memory)), "K": self._kept, "I": INITIAL}
+        given = Source(memory.ljust(MIN_SIZE, b"\0"), self._layout_of(memory))
+        sources = {"L": given, "K": self._kept, "I": INITIAL}
         return difference(area, self._layout, listed, sources)
 
     def _layout_of(self, memory: bytes) -> Layout:
