@@ -39,11 +39,13 @@ class Report:
     skipped: int = 0
     disagreements: int = 0
     told: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     refused: int = 0
 
     def disagree(self, number: int, case: Case, problem: str) -> None:
         """Count a case that came out differently."""
         self.disagreements += 1
+        self.numbers.append(number)
         if len(self.told) < TOLD:
             self.told.append(f"{self.name} case {number}: {problem}; {case}")
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from image_replay import Report, check_file, target_of
 from recorded_machine import cpu_of
+from registers import COMPONENTS
 from restored import Restored
 
 from fpstate.arch import Component, Cpu, mask_of
@@ -17,7 +18,7 @@ from fpstate.arch.component import USER_DYNAMIC
 from fpstate.image import answer, outcome, subject
 from fpstate.image.consumer import Consumer, Target
 from fpstate.image.rules import Verdict, predict
-from recorded import INTEL, OracleFile
+from recorded import INTEL, Case, OracleFile
 
 IMAGE_FILES = [name for name in INTEL.names() if not name.startswith("sequences")]
 CASES = 94_922
@@ -249,3 +250,47 @@ def test_a_guest_without_cpuid_that_sees_everything_is_noticed():
 def test_another_width_of_fip_is_noticed(bits):
     machine = INTEL.machine | {"linear_address_bits": bits}
     assert check_file(few("xrstor-amx"), machine).disagreements
+
+
+WRONG = 0xBAD
+"""A digest of nothing in these files."""
+
+
+def falsified(name: str, case: Case) -> Iterator[tuple[str, Case]]:
+    """Yield a case with each part of its answer changed in turn."""
+    answer = case["r"]
+    for key in ("g", "b", "v"):
+        for index, found in enumerate(answer.get(key, ())):
+            number = index - ({"g": 0, "b": 1, "v": 2}[key])
+            if (key == "v" and index == 0) or number in unread(name, key):
+                continue
+            changed = [*answer[key]]
+            changed[index] = found ^ 0x40 if isinstance(found, int) else WRONG
+            yield f"{key}[{index}]", case | {"r": answer | {key: changed}}
+    if "e" in answer:
+        yield "e", case | {"r": answer | {"e": 22 if answer["e"] == 0 else 0}}
+    if "f" in answer:
+        yield "no fault", case | {"r": {key: value for key, value in answer.items() if key != "f"}}
+        yield "another fault", case | {"r": answer | {"f": [8, 1, 16]}}
+    elif "g" in answer:
+        yield "a fault", case | {"r": answer | {"f": [11, 128, 13]}}
+
+
+def unread(name: str, key: str) -> tuple[int, ...]:
+    """Entries of a register list that programs outside 64-bit mode cannot read: ZMM16 to 31."""
+    in_32_bit_mode = file(name).header.get("mode") == 32 and key != "b"
+    return (2 + 1 + COMPONENTS.index(Component.HI16_ZMM),) if in_32_bit_mode else ()
+
+
+@pytest.mark.parametrize("name", IMAGE_FILES)
+def test_an_answer_that_was_changed_is_noticed_wherever_that_was(name):
+    """The control of the comparison itself: nothing of an answer is passed over."""
+    changes = [
+        change
+        for case in file(name).cases[:: len(file(name).cases) // 40]
+        for change in falsified(name, case)
+    ]
+    report = check_file(replace(file(name), cases=[case for _, case in changes]), INTEL.machine)
+    unnoticed = set(range(len(changes))) - set(report.numbers)
+    assert [changes[number] for number in sorted(unnoticed)] == []
+    assert len(changes) > 60

@@ -50,7 +50,6 @@ def refused(subject: Subject, refusals: list[Finding]) -> Verdict:
         loaded=loaded,
         initialised=initialised,
         kept=_managed(subject) & ~loaded & ~initialised,
-        fx_only=subject.fx_only,
     )
 
 
@@ -199,7 +198,6 @@ def _older_form(loaded: int) -> Callable[[Subject], Verdict]:
             *(subject.consumer, ()),
             loaded=loaded,
             kept=managed & ~loaded,
-            fx_only=True,
             mxcsr=mxcsr,
             reported_mxcsr=mxcsr,
             reported=loaded,
