@@ -9,11 +9,11 @@ from typing import Any
 
 from register_list import difference, pkru_of, saved
 from registers import INITIAL, Source
-from replay_report import Report
+from replay_report import MANY, Report, replayed
 from sequence_operations import enter
 
 from fpstate.arch import Component, Cpu, Layout
-from fpstate.arch.component import COMPACTED_BIT
+from fpstate.arch.component import COMPACTED_BIT, MIN_SIZE
 from fpstate.engine.model.kernel import Kernel
 from fpstate.engine.model.ptrace import get_regset, set_regset
 from fpstate.engine.model.signals import deliver_signal, sigreturn
@@ -31,20 +31,9 @@ _KEY_0 = 3
 _PAGE_SIZE = 4096
 
 
-def check_file(file: OracleFile, cpu: Cpu, *, most: int = 1000) -> Report:
+def check_file(file: OracleFile, cpu: Cpu, *, most: int = MANY) -> Report:
     """Replay a file's cases of ``OPERATIONS`` on the model of the machine that they were recorded on."""
-    report, replay = Report(), _Replay(file, cpu)
-    for number, case in enumerate(file.cases):
-        if len(report.disagreements) >= most:
-            break
-        if case["o"] not in OPERATIONS:
-            continue
-        report.cases += 1
-        if case.get("varies"):
-            report.skipped += 1
-        elif problem := replay.problem(case):
-            report.disagreements.append(f"{file.name}, case {number}: {problem}")
-    return report
+    return replayed(file, _Replay(file, cpu).problem, most=most, operations=OPERATIONS)
 
 
 class _Replay:
@@ -98,7 +87,7 @@ class _Replay:
         self._has_pattern = bool(errno)
         if answer.get("u"):
             return "" if regset == self._kept_regset else "the readback changed"
-        sources = {"L": Source(data.ljust(576, b"\0"), self._layout), "K": self._kept, "I": INITIAL}
+        sources = {"L": Source(data.ljust(MIN_SIZE, b"\0"), self._layout), "K": self._kept, "I": INITIAL}
         return self._readback(regset, answer["b"], sources) or self._seen(answer["v"], sources)
 
     def _readback(self, regset: bytes, listed: list[Any], sources: dict[str, Source]) -> str:
@@ -146,7 +135,8 @@ class _Replay:
             return f"MXCSR, PKRU are {[mxcsr, answer.get('k', pkru), pkru]}, the model says {found}"
         if not refused and processor.xgetbv(1) != answer["x"]:
             return f"XINUSE {answer['x']:#x}, the model says {processor.xgetbv(1):#x}"
-        sources = {"L": Source(memory, self._layout_of(memory)), "K": self._kept, "I": INITIAL}
+        given = Source(memory.ljust(MIN_SIZE, b"\0"), self._layout_of(memory))
+        sources = {"L": given, "K": self._kept, "I": INITIAL}
         return difference(area, self._layout, listed, sources)
 
     def _layout_of(self, memory: bytes) -> Layout:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from register_list import difference, pkru_of, saved
 from registers import INITIAL, Source
-from replay_report import Report
+from replay_report import MANY, Report, replayed
 from sequence_operations import enter
 
 from fpstate.arch import Cpu, Layout
@@ -24,21 +24,9 @@ _PAGE_SIZE = 4096
 _SIGNALS = {PROTECTION: [[11, 128, 13]], PAGE: [[11, 2, 14], [11, 1, 14]], NOT_AVAILABLE: [[4, 1, None]]}
 
 
-def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = 1000) -> Report:
-    """Replay a file's cases on the model of the processor that they were recorded on.
-
-    Ends after ``most`` disagreements.
-    """
-    report, replay = Report(), _Replay(file, cpu, behaviour)
-    for number, case in enumerate(file.cases):
-        if len(report.disagreements) >= most:
-            break
-        report.cases += 1
-        if case.get("varies"):
-            report.skipped += 1
-        elif problem := replay.problem(case):
-            report.disagreements.append(f"{file.name}, case {number}: {problem}")
-    return report
+def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = MANY) -> Report:
+    """Replay a file's cases on the model of the processor that they were recorded on."""
+    return replayed(file, _Replay(file, cpu, behaviour).problem, most=most)
 
 
 class _Replay:
@@ -76,7 +64,8 @@ class _Replay:
             return f"PKRU {answer.get('k', pkru):#x}, then {pkru:#x}, the model says {own:#x}"
         if not fault and processor.xgetbv(1) != answer["x"]:
             return f"XINUSE {answer['x']:#x}, the model says {processor.xgetbv(1):#x}"
-        sources = {"L": Source(memory, self._layout_of(memory)), "K": self._kept, "I": INITIAL}
+        given = Source(memory.ljust(MIN_SIZE, b"\0"), self._layout_of(memory))
+        sources = {"L": given, "K": self._kept, "I": INITIAL}
         return difference(area, self._layout, listed, sources)
 
     def _layout_of(self, memory: bytes) -> Layout:

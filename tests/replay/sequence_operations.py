@@ -14,6 +14,8 @@ _STRIDE = 1 << 16
 _TILE_BYTES = 1024
 _OPCODES = {"fldt": 0x32F, "fstp": 0x5D8}
 """FOP of FLD m80 with RDI as its address, and of FSTP ST(0)."""
+_CODE, _DATA = 0x33, 0x2B
+"""CS and DS of the programs that recorded."""
 
 Operation = list[Any]
 
@@ -28,7 +30,7 @@ class Operations:
         self._templates = file.templates()
         self._pool = file.pool
         self._fip = file.header.get("fip", {})
-        self._selectors = file.header.get("selectors", (0, 0))
+        self._selectors = file.header.get("selectors", (_CODE, _DATA))
         self._pool_at = 0
 
     def start(self, case: Case) -> None:

@@ -12,9 +12,10 @@ and what Linux did to the registers between two instructions, is told in data/or
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from typing import Any
 
-from replay_report import Report
+from replay_report import MANY, Report, replayed
 from sequence_operations import SAVES, Operation, Operations
 
 from fpstate.arch import Component, Cpu, mask_of
@@ -43,24 +44,11 @@ class DisagreementError(Exception):
     """The model says something else than the recording."""
 
 
-def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = 1000) -> Report:
-    """Replay a file's sequences on the model of the processor that they were recorded on.
-
-    Ends after ``most`` disagreements.
-    """
+def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = MANY) -> Report:
+    """Replay a file's sequences on the model of the processor that they were recorded on."""
     replay = _Replay(file, cpu, behaviour)
-    report = replay.report
-    for number, case in enumerate(file.cases):
-        if len(report.disagreements) >= most:
-            break
-        report.cases += 1
-        if case.get("varies"):
-            report.skipped += 1
-            continue
-        try:
-            replay.sequence(case)
-        except DisagreementError as disagreement:
-            report.disagreements.append(f"{file.name}, sequence {number}, {disagreement}")
+    report = replayed(file, replay.problem, most=most)
+    report.counts = replay.counts
     return report
 
 
@@ -68,7 +56,7 @@ class _Replay:
     """One file's machine, and the sequence that it is in."""
 
     def __init__(self, file: OracleFile, cpu: Cpu, behaviour: Behaviour | None) -> None:
-        self.report = Report()
+        self.counts: Counter[str] = Counter()
         self.processor = Processor.under_linux(cpu, behaviour)
         self._operations = Operations(file, self.processor)
         self._held_back = 0 if file.permission == GRANTED_AND_USED else self.processor.xfd
@@ -76,17 +64,18 @@ class _Replay:
         self._enabled = self.processor.xcr0
         self._in_use = 0
 
-    def sequence(self, case: Case) -> None:
-        """Replay one sequence from the initial state; raises DisagreementError."""
+    def problem(self, case: Case) -> str:
+        """Replay one sequence from the initial state; say what is not as recorded, or nothing."""
         self._operations.start(case)
         self.processor.xfd = self._held_back
         self._in_use = 0
         for step, (operation, answer) in enumerate(zip(case["o"], case["r"], strict=True)):
-            self.report.counts[operation[0]] += 1
+            self.counts[operation[0]] += 1
             try:
                 self._step(operation, answer or {})
             except DisagreementError as disagreement:
-                raise DisagreementError(f"step {step}, {operation}: {disagreement}") from None
+                return f"step {step}, {operation}: {disagreement}"
+        return ""
 
     def _step(self, operation: Operation, answer: Answer) -> None:
         signal, value = None, None
@@ -139,7 +128,7 @@ class _Replay:
             processor.wrpkru(pkru & ~_KEY_0)
 
     def _follow_in_use(self, recorded: int) -> None:
-        processor, counts = self.processor, self.report.counts
+        processor, counts = self.processor, self.counts
         self._in_use = recorded
         foretold = processor.xgetbv(1)
         counts["in-use bits"] += self._enabled.bit_count()
@@ -154,9 +143,9 @@ class _Replay:
         file.in_use = recorded
 
     def _count_chosen(self, bits: int, recorded: int) -> None:
-        self.report.counts["in-use bits chosen otherwise"] += bits.bit_count()
+        self.counts["in-use bits chosen otherwise"] += bits.bit_count()
         for bit in components_in(bits):
-            self.report.counts[f"in-use bit {bit} chosen {recorded >> bit & 1}"] += 1
+            self.counts[f"in-use bit {bit} chosen {recorded >> bit & 1}"] += 1
 
     def _compare_save(self, operation: Operation, answer: Answer, before: bytes) -> None:
         area = self._operations.areas[operation[1]]
@@ -181,7 +170,7 @@ class _Replay:
         whole, area[:] = bytes(area), optimised
         for start, end in self._spans(answer, operation[3]):
             area[start:end] = whole[start:end]
-        self.report.counts["optimisation not taken"] += 1
+        self.counts["optimisation not taken"] += 1
 
     def _spans(self, answer: Answer, skew: int) -> list[tuple[int, int]]:
         spans, _ = self.processor.places.standard(self._enabled)

@@ -12,8 +12,8 @@ from fpstate.engine.model.signals import deliver_signal, sigreturn
 from fpstate.engine.model.virtual_machine import create_vcpu, enter_guest
 from fpstate.errors import ImageError, VsoError
 from fpstate.image import Image
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.image.subject import FRAME, MAGIC1, MAGIC2, MAGIC2_SIZE, SOFTWARE_AT
-from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"

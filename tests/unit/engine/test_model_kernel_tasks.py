@@ -21,9 +21,9 @@ from fpstate.errors import (
     UnsupportedComponent,
     VsoError,
 )
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import AltstackRefused, Kind
-from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"

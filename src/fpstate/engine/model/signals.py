@@ -12,12 +12,11 @@ from fpstate.arch.layout import Layout
 from fpstate.engine.model.kernel import Core, Kernel
 from fpstate.errors import ImageError, VsoError
 from fpstate.image import Image
-from fpstate.image.consumer import Consumer, Target
+from fpstate.image.consumer import INIT_PKRU, Consumer, Target
 from fpstate.image.finding import Finding
 from fpstate.image.rules import predict
 from fpstate.image.subject import FRAME, MAGIC1, MAGIC2, MAGIC2_SIZE, SOFTWARE_AT, XSTATE_BV_AT
 from fpstate.vso.fpstate import Fpstate
-from fpstate.vso.task import INIT_PKRU
 
 _PKRU: Final = mask_of(Component.PKRU)
 _FXSAVE_SIZE: Final = 512

@@ -9,11 +9,12 @@ from fpstate.arch.component import INDEPENDENT, Component, mask_of
 from fpstate.engine.model.kernel_registers import KernelRegisters
 from fpstate.errors import FpStateError
 from fpstate.image import Image
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.fpstate import stated_components
 from fpstate.vso.guest import GuestFpu
 from fpstate.vso.manager import Manager
 from fpstate.vso.placement import copier
-from fpstate.vso.task import INIT_PKRU, TaskFpu
+from fpstate.vso.task import TaskFpu
 
 _NOT_INHERITED = mask_of(Component.PASID, Component.UINTR)
 """Initial in every child, whatever the parent has (Linux ``fpu_clone``): both stand for one thread."""
