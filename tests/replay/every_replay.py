@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 
 import image_replay
+import kernel_replay
 import restore_replay
 import sequence_replay
 
@@ -13,7 +14,7 @@ from recorded import Case, OracleFile, Oracles
 
 
 def disagreements(oracles: Oracles, file: OracleFile) -> list[str]:
-    """Replay a file: XRSTOR on the model and against the rules, sequences on the model, all else against the rules."""
+    """Replay a file: sequences on the model, all else against the rules, and on a model too where there is one."""
     found: list[str] = []
     if file.kind == "sequences":
         found += sequence_replay.check_file(file, oracles.cpu).disagreements
@@ -23,6 +24,8 @@ def disagreements(oracles: Oracles, file: OracleFile) -> list[str]:
         found += report.told
     if file.kind == "xrstor":
         found += restore_replay.check_file(file, oracles.cpu).disagreements
+    if file.kind in ("ptrace", "sigreturn"):
+        found += kernel_replay.check_file(file, oracles.cpu).disagreements
     return found
 
 
