@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from recording.answers import Outcome, comes_in_use_by_itself
-from recording.child import BASE, Child, ChildEndedError, Record
+from recording.child import Child, ChildEndedError, Record
 from recording.host import NONE, UNUSED, USED, Host
 from recording.images import SigreturnCases, XrstorCases
 from recording.inputs import ALL, Inputs, difference, make_pool
 from recording.measure import has_i386_calls, pointer_widths, runs_32_bit_code
+from recording.memory import BASE
 from recording.perform import Runner, majority, record_sequences
 from recording.registers import register_list
 from recording.sequences import AREAS, Sequences

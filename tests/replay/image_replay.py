@@ -12,13 +12,12 @@ from typing import Any, Final
 
 from copied import Kvm, Ptrace
 from judge import Foretell, Judge
-from recorded_machine import cpu_of
 from restored import Sigreturn, Xrstor
 
 from fpstate.arch.component import USER_DYNAMIC
 from fpstate.image.consumer import Target
 from fpstate.image.rules import predict
-from recorded import Case, OracleFile
+from recorded import Case, OracleFile, cpu_of
 
 TOLD: Final = 5
 """Disagreements that are told in words; all are counted."""

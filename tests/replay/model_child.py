@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from recording.child import BASE, Record, Step
+from recording.child import Record, Step
 from recording.host import UNUSED, USED, Host
+from recording.memory import BASE, Memory
 
 from fpstate.arch import Component, mask_of
 from fpstate.engine.model import Place, Processor
@@ -50,19 +51,16 @@ class _Names(dict[str, "int | str"]):
         return name
 
 
-class ModelChild:
+class ModelChild(Memory):
     """Has the methods of ``recording.child.Child`` that the recorder uses."""
 
-    end = BASE + _SIZE
-
     def __init__(self, host: Host, permission: int) -> None:
+        super().__init__(bytearray(_SIZE), _START)
         self.processor = Processor.under_linux(host.cpu)
         self.stubs = _Names(_STUBS)
         self._grants = permission == UNUSED
         if permission == USED:
             self.processor.xfd = 0
-        self._memory = bytearray(_SIZE)
-        self._free = self._kept = _START
 
     def __enter__(self) -> ModelChild:
         return self
@@ -72,25 +70,6 @@ class ModelChild:
 
     def close(self) -> None:
         """Nothing is open."""
-
-    def place(self, data: bytes | bytearray) -> int:
-        address = self.reserve(len(data))
-        self._memory[address - BASE : address - BASE + len(data)] = data
-        return address
-
-    def reserve(self, size: int) -> int:
-        start = -(-self._free // 64) * 64
-        self._free = start + size
-        return BASE + start
-
-    def keep(self) -> None:
-        self._kept = self._free
-
-    def release(self) -> None:
-        self._free = self._kept
-
-    def read(self, address: int, size: int) -> bytes:
-        return bytes(self._memory[address - BASE : address - BASE + size])
 
     def step(self, stub: str, first: int = 0, second: int = 0, third: int = 0) -> Step:
         return stub, first, second, third  # type: ignore[return-value]
@@ -136,7 +115,7 @@ class ModelChild:
 
     def _perform(self, stub: str, first: int, second: int, third: int) -> int | None:
         processor, at = self.processor, first - BASE
-        memory = memoryview(self._memory)[max(at, 0) :]
+        memory = memoryview(self.memory)[max(at, 0) :]
         name, _, index = stub.partition(".")
         method = name.removesuffix("@32").removesuffix("64")
         if name == "copy":

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from image_replay import Report, check_file, target_of
-from recorded_machine import cpu_of
 from registers import COMPONENTS
 from restored import Restored
 
@@ -18,7 +17,7 @@ from fpstate.arch.component import USER_DYNAMIC
 from fpstate.image import answer, outcome, subject
 from fpstate.image.consumer import Consumer, Target
 from fpstate.image.rules import Verdict, predict
-from recorded import INTEL, Case, OracleFile
+from recorded import INTEL, Case, OracleFile, cpu_of
 
 IMAGE_FILES = [name for name in INTEL.names() if not name.startswith("sequences")]
 CASES = 94_922

@@ -1,4 +1,4 @@
-/* Numbers that operations.S and child.c share; BASE and the HAS_ bits are in child.py too. */
+/* Numbers that operations.S and child.c share; BASE is in memory.py, the HAS_ bits in child.py too. */
 #ifndef RECORDING_CHILD_H
 #define RECORDING_CHILD_H
 

@@ -14,9 +14,8 @@ from typing import NamedTuple
 from fpstate.arch import Cpu
 
 from .host import NONE, USED
+from .memory import Memory
 
-BASE = 0x1000_0000
-"""Where the shared memory begins in the child; in child.h too."""
 SELECTORS = (0x33, 0x2B)
 """Of code and data while x87 instructions are executed, in child.h too; some processors save them."""
 HAS_XGETBV1, HAS_PKRU = 1, 2
@@ -91,8 +90,8 @@ class ChildEndedError(Exception):
     """The child ended, or took longer than a minute."""
 
 
-class Child:
-    """A running child. ``memory`` is shared with it; what is placed there has the same address in the child.
+class Child(Memory):
+    """A running child. Its memory is shared with it; behind the last byte inaccessible memory begins.
 
     ``stubs`` are the addresses of the instructions that it can perform, by name.
     """
@@ -101,7 +100,7 @@ class Child:
         file = os.memfd_create("recording")
         try:
             os.ftruncate(file, _SIZE)
-            self.memory = mmap.mmap(file, _SIZE)
+            super().__init__(mmap.mmap(file, _SIZE), _PAGE + _TABLE_SIZE)
             self._process = subprocess.Popen(
                 [program, str(file), str(_SIZE)],
                 stdin=subprocess.PIPE,
@@ -116,7 +115,6 @@ class Child:
         try:
             self._answer()
             self.stubs = {name.rstrip(b"\0").decode(): address for name, address in self._table()}
-            self._kept = self._free = _PAGE + _TABLE_SIZE
             if permission != NONE:
                 self._ask_for_tiles(use=permission == USED)
         except BaseException:
@@ -128,36 +126,6 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def end(self) -> int:
-        """The address behind the last byte: inaccessible memory begins there."""
-        return BASE + _SIZE
-
-    def place(self, data: bytes | bytearray) -> int:
-        """Put bytes into memory, aligned to 64, and return their address."""
-        address = self.reserve(len(data))
-        self.memory[address - BASE : address - BASE + len(data)] = bytes(data)
-        return address
-
-    def reserve(self, size: int) -> int:
-        """Return the address of ``size`` bytes, aligned to 64, that hold what was left there."""
-        start = -(-self._free // 64) * 64
-        self._free = start + size
-        assert self._free <= _SIZE
-        return BASE + start
-
-    def keep(self) -> None:
-        """Let what was placed so far stay there for good."""
-        self._kept = self._free
-
-    def release(self) -> None:
-        """Forget what was placed since ``keep``."""
-        self._free = self._kept
-
-    def read(self, address: int, size: int) -> bytes:
-        """Return bytes of the shared memory."""
-        return self.memory[address - BASE : address - BASE + size]
 
     def step(self, stub: str, first: int = 0, second: int = 0, third: int = 0) -> Step:
         """Return a step of ``run``."""
