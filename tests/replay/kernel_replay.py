@@ -9,7 +9,7 @@ from typing import Any
 
 from register_list import difference, pkru_of, saved
 from registers import INITIAL, Source
-from replay_report import MANY, Report, replayed
+from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import enter
 
 from fpstate.arch import Component, Cpu, Layout
@@ -31,9 +31,9 @@ _KEY_0 = 3
 _PAGE_SIZE = 4096
 
 
-def check_file(file: OracleFile, cpu: Cpu, *, most: int = MANY) -> Report:
+def check_file(file: OracleFile, machine: Machine, *, most: int = MANY) -> Report:
     """Replay a file's cases of ``OPERATIONS`` on the model of the machine that they were recorded on."""
-    return replayed(file, _Replay(file, cpu).problem, most=most, operations=OPERATIONS)
+    return replayed(file, _Replay(file, processor_of(machine)).problem, most=most, operations=OPERATIONS)
 
 
 class _Replay:

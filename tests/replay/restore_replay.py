@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from register_list import difference, pkru_of, saved
 from registers import INITIAL, Source
-from replay_report import MANY, Report, replayed
+from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import enter
 
 from fpstate.arch import Cpu, Layout
@@ -24,9 +24,11 @@ _PAGE_SIZE = 4096
 _SIGNALS = {PROTECTION: [[11, 128, 13]], PAGE: [[11, 2, 14], [11, 1, 14]], NOT_AVAILABLE: [[4, 1, None]]}
 
 
-def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = MANY) -> Report:
+def check_file(
+    file: OracleFile, machine: Machine, behaviour: Behaviour | None = None, *, most: int = MANY
+) -> Report:
     """Replay a file's cases on the model of the processor that they were recorded on."""
-    return replayed(file, _Replay(file, cpu, behaviour).problem, most=most)
+    return replayed(file, _Replay(file, processor_of(machine), behaviour).problem, most=most)
 
 
 class _Replay:

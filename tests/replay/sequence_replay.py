@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from typing import Any
 
-from replay_report import MANY, Report, replayed
+from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import SAVES, Operation, Operations
 
 from fpstate.arch import Component, Cpu, mask_of
@@ -44,9 +44,11 @@ class DisagreementError(Exception):
     """The model says something else than the recording."""
 
 
-def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = MANY) -> Report:
+def check_file(
+    file: OracleFile, machine: Machine, behaviour: Behaviour | None = None, *, most: int = MANY
+) -> Report:
     """Replay a file's sequences on the model of the processor that they were recorded on."""
-    replay = _Replay(file, cpu, behaviour)
+    replay = _Replay(file, processor_of(machine), behaviour)
     report = replayed(file, replay.problem, most=most)
     report.counts = replay.counts
     return report
