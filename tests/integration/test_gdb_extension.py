@@ -1,7 +1,6 @@
 """The commands inside a real gdb: on a live process, on a core, and where gdb itself is wrong."""
 
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import fpstate.gdb
 from fpstate.arch import Component, Cpu
 from fpstate.command.main import main
 from fpstate.source.process import process_threads
+from recorded import OWN
 
 Gdb = Callable[..., str]
 INTEL_OPMASK = 1088
@@ -60,11 +60,8 @@ def target(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def amd_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kernel's core from an AMD processor with AVX-512, whose every register is known."""
-    corpus = os.environ.get("FPSTATE_CORPUS")
-    if not corpus:
-        pytest.skip("FPSTATE_CORPUS is not set: there are no recorded cores")
     path = tmp_path_factory.mktemp("core") / "avx512.core"
-    packed = Path(corpus) / "generated" / "cores" / "x64_avx512_3t_quit.kernel.core.xz"
+    packed = OWN / "generated" / "cores" / "x64_avx512_3t_quit.kernel.core.xz"
     path.write_bytes(lzma.decompress(packed.read_bytes()))
     return path
 

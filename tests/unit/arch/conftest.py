@@ -1,13 +1,12 @@
 """CPUID records of other people's processors, taken from the folder that FPSTATE_CORPUS names."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fpstate.arch.cpu import Cpu
+from recorded import of_others
 
 
 def leaves_of(record: dict[str, Any]) -> dict[tuple[int, int], tuple[int, int, int, int]]:
@@ -33,10 +32,7 @@ def leaves_of(record: dict[str, Any]) -> dict[tuple[int, int], tuple[int, int, i
 @pytest.fixture(scope="session")
 def recorded() -> list[tuple[dict[str, Any], Cpu]]:
     """Every record with leaf 0DH, beside the Cpu that is read from it."""
-    folder = os.environ.get("FPSTATE_CORPUS")
-    if not folder:
-        pytest.skip("FPSTATE_CORPUS is not set: no recorded CPUID leaves to check against")
-    path = Path(folder) / "cpuid_leaf_d.json"
+    path = of_others("cpuid_leaf_d.json")
     if not path.exists():
         pytest.skip(f"{path} does not exist: no recorded CPUID leaves to check against")
     records = json.loads(path.read_text())["records"]
