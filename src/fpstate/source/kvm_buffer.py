@@ -39,8 +39,9 @@ def read_kvm_xsave(data: bytes, cpu: Cpu | None = None) -> ThreadState:
 
     Bytes 464 to 471 are the mask of what the host has, not the guest's XCR0: they choose the layout and are no
     part of the state. Components that end behind the buffer are those that KVM gave the guest no permission for
-    (TILEDATA, and TILECFG with it): they are left out. Raises LayoutError where ``cpu`` lacks components of it, AmbiguousLayout where no processor
-    is named and known ones differ, ImageError for fewer than 4096 bytes.
+    (TILEDATA, and TILECFG with it): they are left out. Raises LayoutError where ``cpu`` lacks components of the
+    mask, AmbiguousLayout where no processor is named and known ones differ, ImageError for fewer than 4096 bytes
+    and where XSTATE_BV names what ends behind them.
     """
     if len(data) < KVM_XSAVE_SIZE:
         raise ImageError(
@@ -109,11 +110,15 @@ def _layout(stated: int, length: int, cpu: Cpu | None) -> Layout:
 
 
 def _host_mask(stated: int, withheld: int) -> Finding:
-    message = "the software bytes do not state the host's mask: whoever wrote the buffer was not KVM_GET_XSAVE"
+    message = (
+        "the software bytes do not state the host's mask: whoever wrote the buffer was not KVM_GET_XSAVE"
+    )
     if stated:
         message = f"the mask {stated:#x} in the software bytes is the host's, not the guest's XCR0"
     if withheld:
-        message += f"; the buffer has no room for {mask_text(withheld)}, which this KVM did not give the guest"
+        message += (
+            f"; the buffer has no room for {mask_text(withheld)}, which this KVM did not give the guest"
+        )
     return Finding(
         "SRC010",
         Severity.NOTE,
