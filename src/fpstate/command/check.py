@@ -16,7 +16,7 @@ from fpstate.command.finding_report import finding_data, hexadecimal
 from fpstate.command.quantity import bitmap
 from fpstate.command.state_file import write_private
 from fpstate.errors import ImageError, SourceError
-from fpstate.image.consumer import Consumer, Target
+from fpstate.image.consumer import WHOLE_IMAGE, Consumer, Target
 from fpstate.image.finding import Finding, Severity
 from fpstate.image.repair import Leftovers, Repair
 from fpstate.image.rules import Verdict, check, predict
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     target = Target.from_cpu(_processor(args.cpu), permitted=USER_DYNAMIC if args.amx else 0)
     if args.mask is not None:
         target = target.with_(requested=args.mask)
-    consumers = [Consumer(args.consumer)] if args.consumer else list(Consumer)
+    consumers = [Consumer(args.consumer)] if args.consumer else list(WHOLE_IMAGE)
     images = [examine(name, data, layout, consumers, target) for name, data, layout in _images(args)]
     fixed = _fix(args, images, target) if args.fix else None
     out = sys.stderr if args.fix == "-" else sys.stdout

@@ -12,7 +12,7 @@ from typing import Final
 
 from fpstate.arch.component import COMPACTED_BIT, LEGACY, Component, mask_of
 from fpstate.arch.layout import Format, Layout
-from fpstate.image.consumer import Consumer
+from fpstate.image.consumer import WHOLE_IMAGE, Consumer
 from fpstate.image.subject import (
     FRAME,
     MAGIC1,
@@ -201,7 +201,7 @@ _X, _S, _SIG, _PT, _KVM = (
     *(Consumer.XRSTOR, Consumer.XRSTORS, Consumer.SIGRETURN),
     *(Consumer.PTRACE, Consumer.KVM),
 )
-_EVERY = tuple(Consumer)
+_EVERY = WHOLE_IMAGE
 _CMP = Format.COMPACTED
 
 MUTATORS: Final[Mapping[str, Mutator]] = MappingProxyType(
