@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
             f"thread {tid}: written and read back; stood still for {duration(done.stop * 1e9)}",
             file=sys.stderr,
         )
+        for note in done.notes:
+            print(f"fpstate: note: {note}", file=sys.stderr)
     return 0
 
 
@@ -73,6 +75,7 @@ def describe(pid: int, done: Rewrite, names: list[str]) -> dict[str, Any]:
             }
             for name in dict.fromkeys(names)
         ],
+        "notes": list(done.notes),
     }
 
 

@@ -17,8 +17,8 @@ from fpstate.image.tile import (
     MOST_BYTES,
     MOST_ROWS,
     TILES,
-    configuration_problem,
     is_loaded,
+    restore_defect,
     shape,
 )
 
@@ -38,15 +38,8 @@ def configuration(value: int) -> dict[str, Any]:
         "palette_id": data[0],
         "start_row": data[1],
         "tiles": [{"rows": rows, "colsb": width} for width, rows in shapes],
-        "problem": problem(data),
+        "problem": defect.text if (defect := restore_defect(data)) else None,
     }
-
-
-def problem(data: bytes) -> str | None:
-    """Say why a restore makes a configuration initial instead of loading it; None where it does not."""
-    if not any(data) or is_loaded(data):
-        return None
-    return configuration_problem(data) or "palette 0 with other bytes behind it"
 
 
 def tile(registers: Registers, name: str, lane_type: str, *, whole: bool) -> dict[str, Any]:

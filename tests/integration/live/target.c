@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 struct state {
@@ -38,6 +39,12 @@ _Noreturn void report(void *shared, int avx);
 __asm__(".globl report\nreport:\n"
         "1: stmxcsr (%rdi)\nfnstcw 8(%rdi)\nmovdqu %xmm8, 16(%rdi)\n"
         "test %esi, %esi\nje 2f\nvextractf128 $1, %ymm9, 32(%rdi)\n"
+        "2: lock incq 64(%rdi)\npause\njmp 1b\n");
+
+/* Store TILECFG, and with use also tmm0's rows, over and over. */
+_Noreturn void report_tiles(void *shared, int use);
+__asm__(".globl report_tiles\nreport_tiles:\nmov $64, %edx\n"
+        "1: sttilecfg (%rdi)\ntest %esi, %esi\nje 2f\ntilestored %tmm0, 128(%rdi,%rdx,1)\n"
         "2: lock incq 64(%rdi)\npause\njmp 1b\n");
 
 static struct state states[64];
@@ -106,6 +113,17 @@ static void count(int signal)
     __atomic_add_fetch(&shared[0], 1, __ATOMIC_SEQ_CST);
 }
 
+/* 1: ask for the permission for TILEDATA, 2: use a tile besides, with one row of 64 bytes. */
+static int take_tiles(int how)
+{
+    unsigned char configuration[64] = {[0] = 1, [16] = 64, [48] = 1};
+    if (how >= 1 && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L))
+        return 1;
+    if (how >= 2)
+        __asm__ volatile("ldtilecfg %0\ntilezero %%tmm0" : : "m"(configuration));
+    return 0;
+}
+
 static void *vfork_slowly(void *argument)
 {
     if (vfork() == 0) {
@@ -133,6 +151,11 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "report")) {
         say_ready();
         report((void *)shared, __builtin_cpu_supports("avx"));
+    } else if (!strcmp(what, "tiles")) {
+        if (take_tiles(threads))
+            return 1;
+        say_ready();
+        report_tiles((void *)shared, threads == 2);
     } else if (!strcmp(what, "churn")) {
         for (int t = 0; t < threads; t++)
             start(beget, NULL);

@@ -104,9 +104,9 @@ def test_what_lies_outside_the_configuration_is_counted_and_shown_on_request(
     ("tilecfg", "problem"),
     [
         (2, "there is no palette 2"),
-        (FULL & ~0xFF, "palette 0 with other bytes behind it"),
+        (FULL & ~0xFF, "palette 0 has no configuration, and byte 16 is 0x40"),
         (FULL | 17 << 8 * 51, "tile 3 has 17 rows of 64 bytes"),
-        (FULL | 1 << 8 * 2, "reserved bytes are not zero"),
+        (FULL | 1 << 8 * 2, "reserved byte 2 is 0x01: reserved bytes are not zero"),
     ],
 )
 def test_a_configuration_that_no_restore_loads_is_said_to_be_illegal(
