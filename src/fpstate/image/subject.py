@@ -20,7 +20,7 @@ from fpstate.arch.component import (
     mask_of,
 )
 from fpstate.arch.layout import Format, Layout
-from fpstate.image.consumer import ALL, Consumer, Target
+from fpstate.image.consumer import Consumer, Target
 
 MXCSR_AT: Final = 24
 SOFTWARE_AT: Final = 464
