@@ -98,7 +98,7 @@ def tile_words(decoded: dict[str, Any]) -> str:
     """Return the shape of a tile, and what is not shown of it."""
     words = _shape_words(decoded) if decoded["configured"] else "no configuration; all rows"
     if decoded["outside"]:
-        words += f"; {decoded['outside']} bytes outside are not zero"
+        words += f"; outside of it {decoded['outside']} not zero"
     return words
 
 

@@ -94,7 +94,7 @@ def test_what_lies_outside_the_configuration_is_counted_and_shown_on_request(
     path = core_of(tmp_path, tilecfg=value, tmm7=1 | 0xAB << 8 * 36 | 0xCD << 8 * 1023)
     shown = document(capsys, path)["decoded"]["tmm7"]
     assert (shown["rows"], shown["colsb"], shown["outside"]) == (9, 36, 2)
-    assert "tmm7     9 rows of 36 bytes; 2 bytes outside are not zero" in text(capsys, path)
+    assert "tmm7     9 rows of 36 bytes; outside of it 2 not zero" in text(capsys, path)
     shown = document(capsys, path, "--all")["decoded"]["tmm7"]
     assert (shown["rows"], shown["colsb"], shown["outside"], len(shown["data"])) == (16, 64, 0, 16)
     assert shown["data"][15].startswith("0xcd")
