@@ -74,7 +74,7 @@ KNOWN: Final = (
     Known(0xFF, INTEL, ("skylake-x",)),
     Known(0x2E7, INTEL, ("ice-lake-sp", "tiger-lake")),
     Known(0x2FF, INTEL, ("skylake-sp",)),
-    Known(0x602E7, INTEL, ("sapphire-rapids", "emerald-rapids", "granite-rapids")),
+    Known(0x602E7, INTEL, ("sapphire-rapids", "granite-rapids")),
     Known(0x802E7, APX, ("apx-no-amx-model",), recorded=False),
     Known(0xE02E7, APX, ("diamond-rapids-model",), recorded=False),
     Known(1 << 62 | 0x7, BULLDOZER, ("bulldozer",)),
