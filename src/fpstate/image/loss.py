@@ -276,7 +276,7 @@ LOSSES: Final = (
          "kvm_vcpu_ioctl_x86_get_xsave2", _hidden),
     Rule("XS027", "MXCSR without SSE", _WARNING, _COPIED, "SDM Vol. 1, 13.8.2; xfeatures_mxcsr_quirk", _mxcsr_lost,
          "set the SSE bit too"),
-    Rule("XS028", "PKRU absent, and so all keys open", _WARNING, RESTORES | {_PT, Consumer.SIGRETURN32}, "SDM Vol. 1, 13.5.7",
+    Rule("XS028", "PKRU absent, and so all keys open", _WARNING, RESTORES | FRAMES | {_PT}, "SDM Vol. 1, 13.5.7",
          _pkru_opened, "state PKRU; 0x55555554 is what Linux gives a new program"),
     Rule("XS029", "PKRU absent, and so kept", _NOTE, frozenset({_KVM}), "fpu_copy_uabi_to_guest_fpstate",
          _pkru_kept),

@@ -1,7 +1,8 @@
 """What a consumer does to the registers with an image that it takes, and with one that it refuses.
 
 Sources: SDM Vol. 1, 13.8 (XRSTOR); Linux ``restore_fpregs_from_user``, ``__fpu_restore_sig``,
-``copy_uabi_to_xstate``, ``fpu__clear_user_states``, ``xfpregs_set``, ``fpregs_set``; KVM ``kvm_arch_vcpu_ioctl_set_fpu``.
+``copy_uabi_to_xstate``, ``fpu__clear_user_states``, ``xfpregs_set``, ``fpregs_set``; KVM
+``kvm_arch_vcpu_ioctl_set_fpu``.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _room_not_enabled(subject: Subject) -> Iterator[Breach]:
 
 def _not_the_tasks(subject: Subject) -> Iterator[Breach]:
     allowed = subject.target.user_xfeatures
-    if excess := subject.xstate_bv & ~allowed:
+    if not subject.fx_only and (excess := subject.xstate_bv & ~allowed):
         yield Breach(
             f"XSTATE_BV {subject.xstate_bv:#x} has {names(excess)}{_bit63(excess)},"
             f" the task may have {allowed:#x} (EINVAL)",

@@ -169,8 +169,15 @@ class Subject:
 
     @cached_property
     def expected_layout(self) -> Layout | None:
-        """Where the consumer will look for the components, whatever is known of the producer."""
-        return self.target.compacted(self.xcomp_bv) if self.compacted else self.target.standard
+        """Where the consumer will look for the components, whatever is known of the producer.
+
+        None where XCOMP_BV has what is not enabled: processors refuse that before they reach for any component
+        (measured on Emerald Rapids, which otherwise finds memory missing before it judges the header).
+        """
+        if not self.compacted:
+            return self.target.standard
+        enabled = self.target.xcr0 | (self.target.xss if self.consumer is Consumer.XRSTORS else 0)
+        return None if self.xcomp_bv & ~COMPACTED_BIT & ~enabled else self.target.compacted(self.xcomp_bv)
 
     @cached_property
     def format(self) -> Format:
