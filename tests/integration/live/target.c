@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <syscall.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 struct state {
@@ -50,6 +50,17 @@ __asm__(".globl report_tiles\nreport_tiles:\nmov $64, %edx\n"
 static struct state states[64];
 static int ready;
 static volatile uint64_t *shared;
+
+/* 1: ask for the permission for TILEDATA, 2: use a tile besides, with one row of 64 bytes. */
+static int take_tiles(int how)
+{
+    unsigned char configuration[64] = {[0] = 1, [16] = 64, [48] = 1};
+    if (how >= 1 && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L))
+        return 1;
+    if (how >= 2)
+        __asm__ volatile("ldtilecfg %0\ntilezero %%tmm0" : : "m"(configuration));
+    return 0;
+}
 
 static void say_ready(void)
 {
@@ -111,17 +122,6 @@ static void count(int signal)
 {
     (void)signal;
     __atomic_add_fetch(&shared[0], 1, __ATOMIC_SEQ_CST);
-}
-
-/* 1: ask for the permission for TILEDATA, 2: use a tile besides, with one row of 64 bytes. */
-static int take_tiles(int how)
-{
-    unsigned char configuration[64] = {[0] = 1, [16] = 64, [48] = 1};
-    if (how >= 1 && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L))
-        return 1;
-    if (how >= 2)
-        __asm__ volatile("ldtilecfg %0\ntilezero %%tmm0" : : "m"(configuration));
-    return 0;
 }
 
 static void *vfork_slowly(void *argument)
