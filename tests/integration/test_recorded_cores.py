@@ -182,6 +182,18 @@ def test_a_register_that_gdb_left_out_is_not_known_rather_than_initial(
     assert captured.out == ""
 
 
+def test_what_gdb_left_out_is_said_where_it_is_compared_or_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = OWN / "generated_intel/cores"
+    by_gdb = str(folder / "x64_permunused_1t.gdb16_3.core.xz")
+    said = "SRC017: tmm0-tmm7: not known, since the processor has AMX"
+    assert main(["diff", str(folder / "x64_permunused_1t_quit.kernel.core.xz"), by_gdb]) == 0
+    assert capsys.readouterr().err.count(said) == 1
+    assert main(["convert", by_gdb, str(tmp_path / "out"), "--to-cpu", "emerald-rapids"]) == 0
+    assert capsys.readouterr().err.count(said) == 1
+
+
 def test_gdb_is_not_said_to_lose_tiles_where_the_kernel_has_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
