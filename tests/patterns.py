@@ -191,7 +191,18 @@ def amd_layout(layout: Layout) -> Layout:
     return Layout.from_places(layout.format, places, size=layout.size)
 
 
-def flips(image: Image, names: Iterable[str]) -> Iterator[tuple[int, int]]:
+def noticed_flips(image: Image, values: Mapping[str, int]) -> int:
+    """Flip bits of an image's registers, one after the other: each is noticed, in one register; return how many."""
+    count = 0
+    for at, bit in _flips(image, values):
+        changed = bytearray(image.to_bytes())
+        changed[at] ^= 1 << bit
+        assert len(wrong(Image(bytes(changed), image.layout).registers, values)) == 1, (at, bit)
+        count += 1
+    return count
+
+
+def _flips(image: Image, names: Iterable[str]) -> Iterator[tuple[int, int]]:
     """Byte and bit in an image: the lowest and the highest bit of each present part of these registers."""
     for name in names:
         for part in register_named(name).parts:

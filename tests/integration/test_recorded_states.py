@@ -23,9 +23,9 @@ from patterns import (
     Values,
     amd_layout,
     expectations,
-    flips,
     little,
     loaded,
+    noticed_flips,
     outside,
     saved,
     stated,
@@ -323,13 +323,7 @@ def test_a_flipped_bit_anywhere_is_noticed_by_these_comparisons(name: str) -> No
     image = state.image
     values = {name: value for name, value in loaded(*SAMPLES[name]).items() if name in image.registers}
     assert wrong(image.registers, values) == []
-    count = 0
-    for at, bit in flips(image, values):
-        changed = bytearray(image.to_bytes())
-        changed[at] ^= 1 << bit
-        assert len(wrong(Image(bytes(changed), image.layout).registers, values)) == 1, (at, bit)
-        count += 1
-    assert count >= 2 * (3 + 8 + 1 + 3 * 16 + 3 * 16 + 8 + 1)
+    assert noticed_flips(image, values) >= 2 * (3 + 8 + 1 + 3 * 16 + 3 * 16 + 8 + 1)
 
 
 @pytest.mark.parametrize("name", [*SAMPLES][:3])
