@@ -1,17 +1,15 @@
 """Registers set in a running process: read back, and really there."""
 
-import contextlib
 import json
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from live_processes import assert_free, compile_target, running
 
-from fpstate.arch.component import AMX
 from fpstate.command.main import main
 from fpstate.errors import RegisterError, SourceError
 from fpstate.image import Image, Registers
@@ -193,78 +191,3 @@ def test_registers_that_do_not_exist_here_raise_their_name(reporter: Reporter) -
     with pytest.raises(RegisterError) as caught:
         rewrite(reporter.pid, lambda registers: registers.__setitem__("bnd0raw", 1))
     assert caught.value.register == "bnd0raw"
-
-
-@pytest.fixture
-def tiles() -> None:
-    if AMX & ~ptrace.host_layout().mask:
-        pytest.skip("AMX is not enabled (XCR0[18:17])")
-
-
-CONFIGURATION = 1 | 64 << 8 * 16 | 1 << 8 * 48
-"""Palette 1, tmm0 with one row of 64 bytes."""
-
-
-@contextlib.contextmanager
-def tile_reporter(target: Path, path: Path, how: int) -> Iterator[tuple[int, Callable[[], bytes]]]:
-    """A process that stores TILECFG, and tmm0's row at 128: without permission, with, and with tiles in use."""
-    path.write_bytes(bytes(4096))
-    with running(target, "tiles", str(how), path) as process:
-        reporter = Reporter(process.pid, path)
-
-        def read() -> bytes:
-            reporter.registers()
-            return path.read_bytes()
-
-        yield process.pid, read
-        assert_free(process.pid)
-
-
-@pytest.mark.parametrize("how", [0, 1])
-def test_tiles_need_permission_and_use(
-    target: Path, tmp_path: Path, tiles: None, how: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with tile_reporter(target, tmp_path / "shared", how) as (pid, _):
-        before = process_threads(pid)[0].image
-        assert main(["set", str(pid), "xmm8=1", "tmm0=1"]) == 2
-        message = capsys.readouterr().err
-        assert "TILEDATA (tmm0) with EINVAL" in message
-        assert "ARCH_REQ_XCOMP_PERM" in message
-        assert process_threads(pid)[0].image == before
-
-
-@pytest.mark.parametrize("how", [0, 1, 2])
-def test_a_configuration_arrives_and_one_that_would_not_is_refused(
-    target: Path, tmp_path: Path, tiles: None, how: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with tile_reporter(target, tmp_path / "shared", how) as (pid, read):
-        assert main(["set", str(pid), f"tilecfg={CONFIGURATION:#x}"]) == 0
-        assert int.from_bytes(read()[:64], "little") == CONFIGURATION
-        for illegal in (CONFIGURATION + 1, CONFIGURATION - 1, CONFIGURATION | 1 << 8 * 2):
-            assert main(["set", str(pid), f"tilecfg={illegal:#x}"]) == 2
-            assert int.from_bytes(read()[:64], "little") == CONFIGURATION
-        assert capsys.readouterr().err.count("would run with TILECFG initial") == 3
-
-
-def test_an_illegal_configuration_is_read_back_while_the_process_has_none(
-    target: Path, tmp_path: Path, tiles: None
-) -> None:
-    """The control: what ``set`` refuses the kernel confirms, and the register is initial."""
-    with tile_reporter(target, tmp_path / "shared", 0) as (pid, read):
-
-        def change(regset: bytes) -> bytes:
-            image = Image(bytearray(regset), ptrace.host_layout())
-            image.registers["tilecfg"] = CONFIGURATION + 1
-            return image.to_bytes()
-
-        _, after, _ = ptrace.edit(pid, ptrace.host_layout(), 2, change)
-        assert after is not None
-        assert Image(after, ptrace.host_layout()).registers["tilecfg"] == CONFIGURATION + 1
-        assert read()[:64] == bytes(64)
-
-
-def test_the_running_process_has_the_row_of_a_tile(target: Path, tmp_path: Path, tiles: None) -> None:
-    with tile_reporter(target, tmp_path / "shared", 2) as (pid, read):
-        row = bytes(range(64))
-        assert main(["set", str(pid), f"tmm0={int.from_bytes(row, 'little'):#x}"]) == 0
-        assert read()[128:192] == row
