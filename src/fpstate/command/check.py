@@ -252,7 +252,8 @@ def _shared(image: Examined) -> list[Finding]:
 def _verdict_text(verdict: Verdict) -> str:
     if not verdict.accepted:
         return f"{verdict} ({verdict.answer})"
-    return f"{verdict} (as an FXSAVE image)" if verdict.fx_only else str(verdict)
+    lessened = verdict.fx_only and verdict.consumer in WHOLE_IMAGE
+    return f"{verdict} (as an FXSAVE image)" if lessened else str(verdict)
 
 
 def _lines(finding: Finding, indent: str) -> Iterator[str]:

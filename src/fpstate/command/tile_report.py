@@ -23,6 +23,7 @@ from fpstate.image.tile import (
 )
 
 TILE_SIZE: Final = MOST_ROWS * MOST_BYTES
+_ROW: Final = (1 << 8 * MOST_BYTES) - 1
 
 
 def is_tile(name: str) -> bool:
@@ -80,6 +81,14 @@ def _row(data: bytes, lane_type: str) -> str | list[int | float | str]:
         else:
             return [each if math.isfinite(each) else repr(each) for each in found]
     return f"{value:#0{2 + 2 * len(data)}x}"
+
+
+def different_rows(a: int, b: int) -> Iterator[tuple[int, str, str]]:
+    """Yield the rows in which two values of a tile differ, with all their 64 bytes, as hexadecimal numbers."""
+    for row in range(MOST_ROWS):
+        mine, other = (value >> 8 * MOST_BYTES * row & _ROW for value in (a, b))
+        if mine != other:
+            yield row, f"{mine:#0{2 + 2 * MOST_BYTES}x}", f"{other:#0{2 + 2 * MOST_BYTES}x}"
 
 
 def configuration_words(decoded: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from fpstate.arch import Cpu, Layout
 from fpstate.command.main import main
+from fpstate.image import Image
 from fpstate.testing import build_image
 from fpstate.testing.core import linux_notes, register_set, write_core
 from patterns import tile_configuration, tile_data
@@ -147,3 +148,23 @@ def test_without_values_no_row_is_printed(capsys: Capture) -> None:
 def test_keys_are_decoded(capsys: Capture) -> None:
     decoded = document(capsys, REGSETS / "x64_amx_2t.t1.xstate.bin")["decoded"]["pkru"]
     assert [decoded[str(key)] for key in range(4)] == ["read-write", "no access", "read-only", "no access"]
+
+
+def test_two_states_differ_in_the_rows_in_which_their_tiles_do(tmp_path: Path, capsys: Capture) -> None:
+    path = REGSETS / "x64_amx_2t.t0.xstate.bin"
+    other = tmp_path / "other.bin"
+    image = Image(bytearray(path.read_bytes()), LAYOUT)
+    image.registers["tmm3"] ^= 1 << 8 * (64 * 5 + 63)
+    image.registers["tile4_rows"] = 3
+    other.write_bytes(image.to_bytes())
+    assert main(["diff", str(path), str(other)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["tilecfg", "a:", "b:", "tmm3", "row"]
+    assert "a: palette 1, tmm0-tmm7 16 rows of 64 bytes" in lines[1]
+    assert "tmm4 3 rows of 64 bytes" in lines[2]
+    row = int.from_bytes(tile_data(0, 3, 0)[320:384], "little")
+    assert lines[4].split() == ["row", "5:", f"{row:#0130x}", "|", f"{row ^ 1 << 504:#0130x}"]
+    assert main(["diff", str(path), str(other), "--json"]) == 1
+    found = {each["register"]: each for each in json.loads(capsys.readouterr().out)["differences"]}
+    assert found["tilecfg"]["decoded"]["b"].startswith("palette 1, tmm0-tmm3 16 rows")
+    assert int(found["tmm3"]["a"], 16) ^ int(found["tmm3"]["b"], 16) == 1 << 8 * (64 * 5 + 63)

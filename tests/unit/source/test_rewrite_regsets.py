@@ -219,8 +219,12 @@ def test_the_command_says_so_in_text_and_json(
 ) -> None:
     kernel_of("x64_amxmixed_6t.t3", used_tiles=True)
     pid = str(os.getpid())
-    assert main(["set", pid, "tmm1=5"]) == 0
-    assert "fpstate: note: tmm1: TILECFG is initial" in capsys.readouterr().err
+    assert main(["set", pid, f"tmm1={5 << 8 * 64:#x}"]) == 0
+    captured = capsys.readouterr()
+    assert "fpstate: note: tmm1: TILECFG is initial" in captured.err
+    assert captured.out == f"tmm1 row 1   0x{0:0128x} -> 0x{5:0128x}\n"
+    assert main(["set", pid, f"tmm1={5 << 8 * 64:#x}"]) == 0
+    assert capsys.readouterr().out == "tmm1     is what it was\n"
     assert main(["set", pid, "tmm1=6", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["notes"][0].startswith("tmm1: TILECFG is initial")
     assert main(["set", pid, f"tilecfg={CONFIGURATION + 1:#x}"]) == 2
