@@ -37,7 +37,7 @@ class Restored(Judge):
         data = whole[start:]
         listed = answer["g"]
         sources = {"L": self.stated(data, verdict), "K": self.kept, "I": INITIAL}
-        raw = bytes(from_fsave(whole[:108]).to_bytes()[:160]) if start and len(whole) >= 108 else data
+        raw = self.x87_of(whole, start)
         if start and verdict.loaded & 1:
             sources |= {"F": Source(raw, None)}
         control = control_fields(
@@ -59,6 +59,13 @@ class Restored(Judge):
             )
             or self.in_use(answer["x"], listed[2:])
         )
+
+    @staticmethod
+    def x87_of(whole: bytearray, start: int) -> bytes:
+        """Return the 160 bytes in which x87 is loaded: those of the FXSAVE image, or the FSAVE part made into them."""
+        if start and len(whole) >= FSAVE_SIZE:
+            return bytes(from_fsave(whole[:FSAVE_SIZE]).to_bytes()[:160])
+        return bytes(whole[start : start + 160])
 
     def verdict(self, case: Case, data: bytes | bytearray, address: int) -> Verdict:
         raise NotImplementedError

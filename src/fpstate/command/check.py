@@ -307,10 +307,11 @@ def _answer(verdict: Verdict, findings: list[Finding]) -> dict[str, Any]:
         "fx_only": verdict.fx_only,
         **{
             name: list(mask_names(getattr(verdict, name)))
-            for name in ("loaded", "initialised", "kept", "lost")
+            for name in ("loaded", "initialised", "kept", "lost", "reported")
         },
         "mxcsr": None if verdict.mxcsr is None else hex(verdict.mxcsr),
         "mxcsr_lost": verdict.mxcsr_lost,
+        "pkru": None if verdict.pkru is None else hex(verdict.pkru),
         "findings": [finding_data(finding) for finding in findings],
     }
 

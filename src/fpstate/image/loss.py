@@ -229,7 +229,8 @@ def dropped_tilecfg(subject: Subject) -> Defect | None:
 
 
 def _tilecfg_dropped(subject: Subject) -> Iterator[Breach]:
-    if defect := dropped_tilecfg(subject):
+    defect = dropped_tilecfg(subject)
+    if defect and not misplaced(subject) & _TILECFG:
         layout = subject.expected_layout
         assert layout is not None
         reads_back = " (it reads back as it stands)" if subject.consumer in UABI else ""
@@ -246,7 +247,9 @@ def _compacted_frame(subject: Subject) -> Iterator[Breach]:
     here, standard = subject.expected_layout, subject.target.standard
     if here is None or subject.frame.xstate_size != subject.target.user_size:
         return
-    present = subject.xstate_bv & here.mask & standard.mask & ~LEGACY
+    if subject.xstate_bv & ~here.mask:
+        return
+    present = subject.xstate_bv & standard.mask & ~LEGACY
     moved = [n for n in components_in(present) if here.place(n) != standard.place(n)]
     if moved:
         first = here.place(moved[0])

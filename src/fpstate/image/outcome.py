@@ -50,7 +50,6 @@ def refused(subject: Subject, refusals: list[Finding]) -> Verdict:
         loaded=loaded,
         initialised=initialised,
         kept=_managed(subject) & ~loaded & ~initialised,
-        fx_only=subject.fx_only,
     )
 
 
@@ -168,17 +167,15 @@ def _copied_frame(subject: Subject) -> Verdict:
     stated = LEGACY if subject.fx_only else subject.xstate_bv
     loaded = subject.rfbm & stated & ~(_TILECFG if dropped_tilecfg(subject) else 0)
     initialised = managed & ~loaded
-    if target.compacted_restore:
-        mxcsr = subject.mxcsr if loaded & _SSE else MXCSR_INIT
-    else:
-        mxcsr = subject.mxcsr if stated & (LEGACY | _AVX) else None
+    brings_mxcsr = loaded & _SSE if target.compacted_restore else stated & (LEGACY | _AVX)
+    initial_mxcsr = MXCSR_INIT if target.compacted_restore else None
     return Verdict(
         *(subject.consumer, ()),
         loaded=loaded,
         initialised=initialised,
         lost=subject.xstate_bv & target.xcr0 & ~loaded | misplaced(subject),
         fx_only=subject.fx_only,
-        mxcsr=mxcsr,
+        mxcsr=subject.mxcsr if brings_mxcsr else initial_mxcsr,
         mxcsr_lost=mxcsr_is_lost(subject),
         pkru=_pkru(subject, loaded, initialised),
     )
@@ -201,7 +198,6 @@ def _older_form(loaded: int) -> Callable[[Subject], Verdict]:
             *(subject.consumer, ()),
             loaded=loaded,
             kept=managed & ~loaded,
-            fx_only=True,
             mxcsr=mxcsr,
             reported_mxcsr=mxcsr,
             reported=loaded,

@@ -17,10 +17,11 @@ class Verdict:
     #NM, SIGSEGV, EINVAL, ...).
 
     ``loaded``, ``initialised`` and ``kept`` part the consumer's components by what becomes of their registers, after
-    a refusal too: most leave all as it was, sigreturn makes all initial, and Intel's processors have done part of a
-    compacted restore when they come to MXCSR. ``lost`` are those that the image states and that do not reach the
-    registers. ``reported`` are those that PTRACE_GETREGSET and KVM_GET_XSAVE then give back as the image states
-    them, which may be more than was loaded. ``fx_only``: the bytes are taken for an FXSAVE image.
+    a refusal too: most refusals leave all as it was, sigreturn makes all initial (PKRU, which it gives the value of a
+    new program, is then in none of the three), and Intel's processors have done part of a compacted restore when they
+    come to MXCSR. ``lost`` are those that the image states and that do not reach the registers. ``reported`` are
+    those that PTRACE_GETREGSET and KVM_GET_XSAVE then give back as the image states them, which may be more than was
+    loaded. ``fx_only``: a frame is taken for an FXSAVE image.
 
     ``mxcsr`` and ``pkru`` are the registers afterwards, None where they stay what they were, or do not exist;
     ``mxcsr_lost`` says that a stated MXCSR did not get there, ``reported_mxcsr`` is what GETREGSET and GET_XSAVE
