@@ -172,7 +172,7 @@ def test_the_environment_decides_at_start_up(core, setting, code):
         code = 3
     command = [sys.executable, "-m", "fpstate", "cpu"]
     done = subprocess.run(
-        command, env=os.environ | {"FPSTATE_CORE": setting}, capture_output=True, text=True, timeout=60
+        command, env=os.environ | {"FPSTATE_CORE": setting}, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == code, done.stderr
     if setting and not code:
@@ -187,7 +187,7 @@ def test_a_setting_that_is_no_text_is_refused_as_a_setting(core):
         env={**os.environb, b"FPSTATE_CORE": b"\xff\xfe\n" + b"\xc3\xa4" * 40},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 2, done.stderr
     assert f"FPSTATE_CORE is '{'?' * 40}'" in done.stderr
