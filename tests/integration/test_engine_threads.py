@@ -103,6 +103,11 @@ def test_other_python_threads_make_progress_while_a_guest_runs(engine: NativeEng
     engine.manager.free(spin.vso)
 
 
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+"""Python 3.12 and later warn of a fork beside other threads, which is what is tried here."""
+
+
+@FORKS
 def test_a_forked_child_runs_guests_and_so_does_its_parent(engine: NativeEngine) -> None:
     before = [engine.vcpu(CANARY.load(), seed=seed, argument=2000) for seed in range(4)]
     drain(engine, before[:2])
@@ -122,6 +127,7 @@ def test_a_forked_child_runs_guests_and_so_does_its_parent(engine: NativeEngine)
     assert [check(vcpu, seed, 2000) for seed, vcpu in enumerate(before)] == [None] * 4
 
 
+@FORKS
 def test_a_child_forked_while_another_thread_runs_guests_can_run_its_own(native) -> None:
     engine = NativeEngine(Manager())
     busy = engine.vcpu(BUILTIN["spin"].load(), argument=10**12)
