@@ -48,7 +48,7 @@ def gdb() -> Gdb:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=240,
         )
         return done.stdout + done.stderr
 

@@ -53,7 +53,7 @@ def test_exception_flags_make_no_thread_odd(target: Path, capsys: pytest.Capture
 
 def test_a_thread_that_does_not_stop_is_named(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running(target, "vfork") as process:
-        assert main(["threads", str(process.pid), "--limit", "200ms"]) == 1
+        assert main(["threads", str(process.pid), "--limit", "1s"]) == 1
         captured = capsys.readouterr()
         assert "1 thread, all alike" in captured.out
         assert "did not stop in time" in captured.err

@@ -11,6 +11,7 @@
 #include <syscall.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 struct state {
@@ -124,11 +125,16 @@ static void count(int signal)
     __atomic_add_fetch(&shared[0], 1, __ATOMIC_SEQ_CST);
 }
 
-static void *vfork_slowly(void *argument)
+static volatile sig_atomic_t stuck;
+
+/* The child has the parent's memory, and lets it wait until the parent is killed. */
+static void *vfork_for_ever(void *argument)
 {
     if (vfork() == 0) {
-        usleep(1500000);
-        _exit(0);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        stuck = 1;
+        for (;;)
+            pause();
     }
     return sleep_for_ever(argument);
 }
@@ -162,8 +168,9 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "count")) {
         signal(SIGRTMIN, count);
     } else if (!strcmp(what, "vfork")) {
-        start(vfork_slowly, NULL);
-        usleep(100000);
+        start(vfork_for_ever, NULL);
+        while (!stuck)
+            usleep(1000);
     } else {
         for (int t = 1; t < threads; t++)
             start(sleep_for_ever, NULL);
