@@ -230,7 +230,7 @@ def test_raw_images_hold_the_pattern(machine: Machine, entry: dict[str, Any], ho
         # 11008 bytes that state no XCR0 may also be of an announced processor with APX.
         with pytest.raises(AmbiguousLayout) as caught:
             open_source(path)
-        assert {"sapphire-rapids", "diamond-rapids-model"} <= set(caught.value.candidates)
+        assert {"emerald-rapids", "diamond-rapids-model"} <= set(caught.value.candidates)
         return
     (state,) = open_source(path, cpu=machine.cpu if how == "given" else None)
     image = state.image
