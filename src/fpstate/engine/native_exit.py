@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fpstate.arch.component import LEGACY_SIZE, component_name, mask_text
 from fpstate.arch.exception import request_help, restore_fault
-from fpstate.engine.sigill import Fault, denied_component, lacks_tile_configuration
+from fpstate.engine.sigill import INSTRUCTION_BYTES, Fault, denied_component, lacks_tile_configuration
 from fpstate.errors import ImageError, PermissionDenied, RestoreFault
 from fpstate.program.block import FINISHED, YIELD
 from fpstate.vso.vcpu import Exit, ExitKind
@@ -97,7 +97,7 @@ def _note(vcpu: NativeVcpu, fault: Fault) -> str:
     assert vcpu.memory is not None
     memory = vcpu.memory.memory
     at = vcpu.core.rip - memory.address
-    code = memory.read(at, min(4, memory.size - at)) if 0 <= at < memory.size else b""
+    code = memory.read(at, min(INSTRUCTION_BYTES, memory.size - at)) if 0 <= at < memory.size else b""
     if lacks_tile_configuration(fault, code, vcpu.core.in_use, vcpu.engine.managed):
         return "#UD, a tile instruction without a tile configuration (LDTILECFG)"
     return ""

@@ -13,9 +13,19 @@ from fpstate.arch.component import AMX, Component, components_in, mask_of
 from fpstate.arch.exception import ILL_ILLOPC, UD, vector_of
 
 _TILECFG: Final = mask_of(Component.TILECFG)
+INSTRUCTION_BYTES: Final = 5
+"""Bytes from the start of an instruction by which those below are known."""
 _VEX3, _MAP_0F38 = 0xC4, 2
-_TILE_OPCODES: Final = frozenset(((0x49, 3), (0x4B, 1), (0x4B, 2), (0x4B, 3)))
-"""Opcode and VEX.pp of TILEZERO, TILELOADDT1, TILESTORED and TILELOADD, which every AMX processor has (SDM Vol. 2)."""
+_W_L_AND_NO_OPERAND: Final = (0xFC, 0x78)
+_REGISTER_FORM: Final = (0xC7, 0xC0)
+_SIB_FORM: Final = (0x07, 0x04)
+_TILE_OPCODES: Final = {
+    (0x49, 3): _REGISTER_FORM,  # TILEZERO
+    (0x4B, 1): _SIB_FORM,  # TILELOADDT1
+    (0x4B, 2): _SIB_FORM,  # TILESTORED
+    (0x4B, 3): _SIB_FORM,  # TILELOADD
+}
+"""By opcode and VEX.pp what ModRM has, as mask and value. Every AMX processor has these four (SDM Vol. 2)."""
 
 
 class Fault(NamedTuple):
@@ -51,6 +61,12 @@ def lacks_tile_configuration(fault: Fault, code: bytes, in_use: int, enabled: in
     """
     if fault.signal != signal.SIGILL or fault.vector != UD or enabled & AMX != AMX or in_use & _TILECFG:
         return False
-    if len(code) < 4 or code[0] != _VEX3 or code[1] & 0x1F != _MAP_0F38:
+    if len(code) < INSTRUCTION_BYTES or code[0] != _VEX3 or code[1] & 0x1F != _MAP_0F38:
         return False
-    return (code[3], code[2] & 3) in _TILE_OPCODES and not code[2] & 0x84
+    form = _TILE_OPCODES.get((code[3], code[2] & 3))
+    return form is not None and _has(code[4], form) and _has(code[2], _W_L_AND_NO_OPERAND)
+
+
+def _has(byte: int, form: tuple[int, int]) -> bool:
+    mask, value = form
+    return byte & mask == value and (form is not _SIB_FORM or byte < 0xC0)
