@@ -228,18 +228,19 @@ def test_what_xrstor_would_refuse_is_refused_before(core_used, layout, random_im
 
 
 def accepts(context, data: bytes) -> bool:
-    """Whether the check lets an image through; a #GP after it did would raise."""
+    """Whether the check lets an image through; RestoreFault after it did is not caught."""
     try:
         context.load(data)
-    except ImageError as error:
-        if "XRSTOR raised" in str(error):
-            raise
+    except ImageError:
         return False
     return True
 
 
 def test_the_checks_agree_with_the_processor(core, random_image):
-    """Whatever is done to a header, the check refuses it before just where XRSTOR raises #GP."""
+    """Whatever is done to a header, the check refuses it before just where XRSTOR raises #GP, or #NM.
+
+    The bit of TILEDATA is among those that are flipped: without permission it is the kernel that decides.
+    """
     context, source, refused = core.Context(), random.Random(8), 0
     for number in range(2000):
         data = bytearray(random_image(source, source.choice(formats(core))).to_bytes())
@@ -342,10 +343,10 @@ def test_memory_goes_back_when_contexts_end(core_used):
     assert fresh.size > 0
 
 
-def test_nothing_of_one_context_is_in_the_memory_of_the_next(core_used, layout, random_image):
+def test_nothing_of_one_context_is_in_the_memory_of_the_next(core_used, layout, random_image, statable):
     """Slots come back scrubbed: a fresh context in a used slot shows initial bytes for what it does not use."""
     image = random_image(random.Random(11), Format.STANDARD)
-    image.store.view[XSTATE_BV:XCOMP_BV] = core_used.features()["managed_mask"].to_bytes(8, "little")
+    image.store.view[XSTATE_BV:XCOMP_BV] = statable.to_bytes(8, "little")
     first = core_used.Context()
     first.load(image.to_bytes())
     del first
