@@ -18,8 +18,8 @@ from fpstate.image import Image
 PAGE = 4096
 PROT_NONE = 0
 BEFORE_THE_HOLE = 640
-"""Bytes of an image before the missing page: AVX lies from 576 to 831. In the standard format the processor looks at the
-last byte of all first.
+"""Bytes of an image before the missing page: AVX lies from 576 to 831. In the standard format the processor may look
+at the last byte of all first.
 """
 AVX = mask_of(Component.AVX)
 XSTATE_BV = 512
