@@ -264,7 +264,8 @@ class Context:
         """Let it hold the state that XRSTOR makes of an image, in either of this processor's formats.
 
         The image is checked, and then passed through the registers under a guard: the thread's vector registers become
-        initial, its control words stay. Raises ImageError for what XRSTOR refuses, PoolExhausted.
+        initial, its control words stay. Raises ImageError for what XRSTOR would refuse, as ``check_image`` does,
+        RestoreFault where it refuses all the same, PoolExhausted.
         """
 
     def image(self) -> bytes:
