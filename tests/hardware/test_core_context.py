@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from fpstate.arch import Cpu, Format, Layout
+from fpstate.arch import Component, Cpu, Format, Layout
 from fpstate.errors import ImageError, RestoreFault
 from fpstate.image import Image
 
@@ -355,6 +355,33 @@ def test_nothing_of_one_context_is_in_the_memory_of_the_next(core_used, layout, 
     only_sse.registers["xmm0"] = 1
     second.load(only_sse.to_bytes())
     assert state(second, layout) == only_sse
+
+
+def counts_writes(core: ModuleType, layout: Layout) -> bool:
+    """Whether this processor takes a component for in use that was loaded, whatever its values (Intel)."""
+    image = Image.initial(layout)
+    image.store.activate(Component.AVX)
+    saved = core.exchange(image.to_bytes(), layout.mask, core.features()["xsavec"])
+    return bool(saved[XSTATE_BV] >> Component.AVX & 1)
+
+
+def test_contexts_that_hold_nothing_stay_without_memory_beside_a_full_one(
+    core_used, layout, statable, request
+):
+    if not statable >> Component.AVX & 1:
+        pytest.skip("AVX is not enabled (XCR0[2])")
+    if request.node.callspec.params["core_used"] == "fast" and counts_writes(core_used, layout):
+        pytest.skip("a fast core that takes out of use what it makes initial, where XINUSE counts writes")
+    full, idle = core_used.Context(), [core_used.Context() for _ in range(200)]
+    image = Image.initial(layout)
+    for name in image.registers.names(widest=True):
+        if name.startswith(("xmm", "ymm", "zmm", "k", "st")):
+            image.registers[name] = 3
+    full.load(image.to_bytes())
+    core_used.Order([idle[0], full, *idle[1:]]).run(1000)
+    assert state(full, layout) == image
+    held = [(context.size, context.in_use) for context in idle if context.size or context.in_use]
+    assert held == []
 
 
 def test_threads_with_contexts_of_their_own_do_not_meet(core_used, layout, random_image):

@@ -39,7 +39,9 @@ def empty(request: pytest.FixtureRequest) -> object:
 
 
 def is_zeros_image(core: ModuleType, empty: object) -> bool:
-    return core.exchange(empty, 3) == core.exchange(bytes(576), 3)
+    """But for XSTATE_BV: a processor may say that what is initial is in use."""
+    found, zeros = core.exchange(empty, 3), core.exchange(bytes(576), 3)
+    return (found[:512], found[520:]) == (zeros[:512], zeros[520:])
 
 
 def gather(
