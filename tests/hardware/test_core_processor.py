@@ -69,8 +69,10 @@ def test_other_extended_control_registers_are_refused_without_a_fault(core: Modu
 
 
 def test_the_time_stamp_counter_s_rate_is_measured_once_and_is_right(core: ModuleType) -> None:
-    rate = core.tsc_hz()
-    start = time.perf_counter()
-    assert core.tsc_hz() == rate
-    assert time.perf_counter() - start < 0.002
+    rate, took = core.tsc_hz(), []
+    for _ in range(100):
+        start = time.perf_counter()
+        assert core.tsc_hz() == rate
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.002, "a measurement sleeps for five milliseconds"
     assert 100_000_000 < rate < 10_000_000_000

@@ -145,7 +145,9 @@ def test_a_state_of_one_context_in_another_is_seen(engine: NativeEngine) -> None
 
 def test_a_general_register_that_changes_is_seen(engine: NativeEngine) -> None:
     vcpus = start(engine, 2)
-    turn(engine, vcpus, 6)
+    while not vcpus[0].core.registers[13]:
+        turn(engine, vcpus, 2)
+    assert vcpus[0].exit is None
     vcpus[0].core.set_register(13, vcpus[0].core.registers[13] ^ 4)
     run_all(engine, vcpus)
     assert "the first in r13 at" in check(vcpus[0], 0, ARGUMENT)
