@@ -55,26 +55,10 @@ static PyObject *permit(PyObject *module, PyObject *mask)
     return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLong(before);
 }
 
-/* problem(image): None, or (why, offset, found, expected, component) */
-static PyObject *problem(PyObject *module, PyObject *object)
-{
-    (void)module;
-    Py_buffer image;
-    struct illegal what;
-    if (PyObject_GetBuffer(object, &image, PyBUF_SIMPLE))
-        return NULL;
-    bool illegal = image_illegal(image.buf, (size_t)image.len, &what);
-    PyBuffer_Release(&image);
-    if (!illegal)
-        Py_RETURN_NONE;
-    return Py_BuildValue("(sLKKi)", what.why, (long long)what.offset, (unsigned long long)what.found,
-                         (unsigned long long)what.expected, what.component);
-}
-
 static PyMethodDef methods[] = {
     {"describe", describe, METH_VARARGS, NULL},
     {"permit", permit, METH_O, NULL},
-    {"problem", problem, METH_O, NULL},
+    {"check_image", check_image, METH_O, NULL},
     {0},
 };
 static struct PyModuleDef definition = {

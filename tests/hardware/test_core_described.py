@@ -15,6 +15,7 @@ from oracle import ENVIRONMENT
 
 from fpstate.arch import Component, Cpu, Format, Layout, mask_of
 from fpstate.arch.exception import dynamic_components
+from fpstate.errors import ImageError
 from fpstate.program import include_dir
 from fpstate.testing import build_image, build_layout
 from recorded import INTEL, OracleFile, build
@@ -71,6 +72,15 @@ def on_intel(described: ModuleType) -> Describe:
     return describe
 
 
+def problem(core: ModuleType, image: bytes) -> ImageError | None:
+    """What the core's check finds wrong with an image."""
+    try:
+        core.check_image(image)
+    except ImageError as error:
+        return error
+    return None
+
+
 def with_tiles(form: Format = Format.STANDARD, present: int = TILEDATA) -> bytes:
     layout = build_layout(INTEL_CPU, form, ALL & ~mask_of(Component.PKRU))
     return build_image(layout, {"xmm0": 1}, present=present).to_bytes()
@@ -80,30 +90,31 @@ def with_tiles(form: Format = Format.STANDARD, present: int = TILEDATA) -> bytes
 def test_tiles_without_permission_are_refused_by_name_and_the_kernel_is_asked_once(on_intel, form):
     core = on_intel(ALL & ~TILEDATA)
     image = with_tiles(form)
-    why, offset, found, expected, component = core.problem(image)
-    assert (offset, component) == (512, Component.TILEDATA)
-    assert (found, expected) == (TILEDATA | 2, 2)
-    assert why == "XSTATE_BV 0x40002 at byte 512: no permission for component 18"
+    error = problem(core, image)
+    assert error is not None
+    assert (error.offset, error.component) == (512, Component.TILEDATA)
+    assert (error.found, error.expected) == (TILEDATA | 2, 2)
+    assert str(error).startswith("no permission for TILEDATA: XSTATE_BV 0x40002 at byte 512")
     assert core.permit(ALL) == 1
-    assert core.problem(image) is None
+    assert problem(core, image) is None
 
 
 @pytest.mark.parametrize("form", list(Format))
 def test_a_core_that_does_not_know_what_is_dynamic_would_let_them_through(on_intel, form):
     """The negative control: such a core said #GP after the fault."""
-    assert on_intel(ALL & ~TILEDATA, dynamic=0).problem(with_tiles(form)) is None
+    assert problem(on_intel(ALL & ~TILEDATA, dynamic=0), with_tiles(form)) is None
 
 
 def test_the_kernel_is_not_asked_for_images_without_tiles(on_intel):
     core = on_intel(ALL & ~TILEDATA)
     for form in Format:
-        assert core.problem(with_tiles(form, present=mask_of(Component.TILECFG, Component.AVX))) is None
+        assert problem(core, with_tiles(form, present=mask_of(Component.TILECFG, Component.AVX))) is None
     assert core.permit(0) == 0
 
 
 def test_where_the_kernel_does_not_say_the_processor_is_tried(on_intel):
     core = on_intel(None)
-    assert core.problem(with_tiles()) is None
+    assert problem(core, with_tiles()) is None
     assert core.permit(None) == 1
 
 
@@ -123,12 +134,12 @@ def disagreements(core: ModuleType, file: OracleFile) -> tuple[int, int, list[in
     """How many answers were foretold, how many of them refusals, and which were not."""
     judged, refused, wrong = 0, 0, []
     for number, image, fault in whole_restores(file):
-        problem = core.problem(image)
-        no_permission = problem is not None and problem[4] == Component.TILEDATA
+        error = problem(core, image)
+        no_permission = error is not None and error.component == Component.TILEDATA
         expected = fault is not None, fault is not None and fault[:2] == [4, 1]
         judged += 1
         refused += expected[0]
-        if (problem is not None, no_permission) != expected:
+        if (error is not None, no_permission) != expected:
             wrong.append(number)
     return judged, refused, wrong
 

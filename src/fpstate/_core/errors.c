@@ -39,6 +39,22 @@ void raise_illegal(const struct illegal *what)
     Py_XDECREF(maker);
 }
 
+/* check_image(image): raises what load_state would for it */
+PyObject *check_image(PyObject *module, PyObject *object)
+{
+    (void)module;
+    Py_buffer image;
+    struct illegal what;
+    if (PyObject_GetBuffer(object, &image, PyBUF_SIMPLE))
+        return NULL;
+    bool illegal = image_illegal(image.buf, (size_t)image.len, &what);
+    PyBuffer_Release(&image);
+    if (!illegal)
+        Py_RETURN_NONE;
+    raise_illegal(&what);
+    return NULL;
+}
+
 void raise_refusal(const struct refusal *refusal, const char *image, size_t size)
 {
     struct illegal what;

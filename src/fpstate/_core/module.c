@@ -124,22 +124,6 @@ static PyObject *core_exchange(PyObject *module, PyObject *args, PyObject *kwarg
     return result;
 }
 
-/* check_image(image): raises what load_state would for it */
-static PyObject *core_check_image(PyObject *module, PyObject *object)
-{
-    (void)module;
-    Py_buffer image;
-    struct illegal what;
-    if (PyObject_GetBuffer(object, &image, PyBUF_SIMPLE))
-        return NULL;
-    bool illegal = image_illegal(image.buf, (size_t)image.len, &what);
-    PyBuffer_Release(&image);
-    if (!illegal)
-        Py_RETURN_NONE;
-    raise_illegal(&what);
-    return NULL;
-}
-
 /* unspill(destination, moves, wipe=True): copy pieces (from, to, size) of this thread's spill area, then wipe it */
 static bool move_pieces(const struct carrier *carrier, const Py_buffer *to, PyObject *moves)
 {
@@ -190,7 +174,7 @@ static PyMethodDef core_methods[] = {
     {"features", core_features, METH_NOARGS, NULL},
     {"tsc_hz", core_tsc_hz, METH_NOARGS, NULL},
     {"exchange", (PyCFunction)(void (*)(void))core_exchange, METH_VARARGS | METH_KEYWORDS, NULL},
-    {"check_image", core_check_image, METH_O, NULL},
+    {"check_image", check_image, METH_O, NULL},
     {"unspill", core_unspill, METH_VARARGS, NULL},
     {0},
 };

@@ -26,6 +26,7 @@ bool get_room(PyObject *object, Py_buffer *view, const struct arrangement *arran
 void raise_error(const char *name, const char *message);
 /* ImageError for what XRSTOR would refuse */
 void raise_illegal(const struct illegal *what);
+PyObject *check_image(PyObject *module, PyObject *image); /* raise that, or return None */
 /* RestoreFault for what it refused; ``image`` is what refusal->address is looked up in, at least a header */
 void raise_refusal(const struct refusal *refusal, const char *image, size_t size);
 
