@@ -128,5 +128,5 @@ def test_no_other_file_of_the_core_takes_buffers():
     """One that begins to belongs into the tables above; a slab gives one, and a vCPU's is checked as a state's."""
     assert {path.name for path in CORE.glob("*.c") if "Py_buffer" in path.read_text()} == {
         *("bench_contexts.c", "bench_methods.c", "bulk_methods.c", "context_type.c", "memory_type.c"),
-        *("module.c", "slab_type.c", "state_methods.c", "vcpu_type.c"),
+        *("errors.c", "module.c", "slab_type.c", "state_methods.c", "vcpu_type.c"),
     }
