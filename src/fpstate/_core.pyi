@@ -27,6 +27,8 @@ The struct and what its functions do are documented in ``fpstate.h`` (``fpstate.
 class Features(TypedDict):
     xcr0: int
     managed_mask: int
+    dynamic_mask: int
+    permission: int | None
     area_size: int
     xsavec: bool
     xgetbv1: bool
@@ -43,7 +45,12 @@ def mxcsr_mask() -> int:
     """Return the defined bits of MXCSR, from an FXSAVE image; 0xFFBF stands for 0 (SDM vol. 1, 11.6.6)."""
 
 def features() -> Features:
-    """Return what the core found: enabled components, those it saves itself (all but PKRU), instructions."""
+    """Return what the core found: enabled components, those it saves itself (all but PKRU), instructions.
+
+    ``dynamic_mask``: those of ``managed_mask`` that IA32_XFD can hold back. ``permission``: what the kernel permits
+    this process now (ARCH_GET_XCOMP_PERM), None where it does not say. Of ``dynamic_mask`` an image may state what is
+    in ``permission``, of the rest of ``managed_mask`` everything. ``area_size``: bytes of the largest image.
+    """
 
 def tsc_hz() -> int:
     """Return the time stamp counter's cycles a second, measured once against CLOCK_MONOTONIC."""
@@ -52,7 +59,15 @@ def exchange(image: Buffer, mask: int, compact: bool = False) -> bytes:
     """Load an image with XRSTOR and save the registers at once, by XSAVE or, ``compact``, by XSAVEC.
 
     The calling thread's vector registers become initial, its control words stay. Raises RestoreFault where
-    the processor refuses the image (#GP), ImageError where it is longer than any, UnsupportedHere.
+    the processor refuses the image, which says by which exception and why; ImageError where it is longer than any,
+    UnsupportedHere.
+    """
+
+def check_image(image: Buffer, /) -> None:
+    """Raise ImageError for what XRSTOR of everything managed would refuse: with #GP, or with #NM.
+
+    The error says where and what. The kernel is asked for permission only where the image states a component of
+    ``dynamic_mask``.
     """
 
 def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], wipe: bool = True, /) -> None:
@@ -72,7 +87,8 @@ def save_state(buffer: Buffer | None, room: int, /) -> tuple[int, bool]:
 def load_state(buffer: Buffer | None, /) -> None:
     """Load a VSO's image, or with None the initial state, over everything that the core manages.
 
-    Raises ImageError for what XRSTOR would refuse, which is not loaded; RestoreFault where it refuses all the same.
+    Raises ImageError for what XRSTOR would refuse, as ``check_image`` does, and does not load it; RestoreFault where
+    it refuses all the same. A standard-format XRSTOR reads up to byte ``area_size``: give it a slot of a ``Slab``.
     """
 
 def load_spilled() -> None:
@@ -253,7 +269,8 @@ class Context:
         """Let it hold the state that XRSTOR makes of an image, in either of this processor's formats.
 
         The image is checked, and then passed through the registers under a guard: the thread's vector registers become
-        initial, its control words stay. Raises ImageError for what XRSTOR refuses, PoolExhausted.
+        initial, its control words stay. Raises ImageError for what XRSTOR would refuse, as ``check_image`` does,
+        RestoreFault where it refuses all the same, PoolExhausted.
         """
 
     def image(self) -> bytes:
@@ -306,7 +323,10 @@ class Order:
 
 @final
 class Slab:
-    """Equal buffers in one mapping, each aligned to 64 bytes; the buffer protocol shows all of it."""
+    """Equal buffers in one mapping, each aligned to 64 bytes; the buffer protocol shows all of them.
+
+    Behind the last one lie zeros: what a standard-format restore of the last one may read (``area_size`` bytes).
+    """
 
     def __new__(cls, stride: int, count: int) -> Slab: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -323,6 +343,10 @@ class Slab:
     def stride(self) -> int: ...
     @property
     def count(self) -> int: ...
+    @property
+    def mapped(self) -> int:
+        """Bytes of the mapping, with those behind the last slot."""
+
     @property
     def taken(self) -> int: ...
 
@@ -393,7 +417,15 @@ class Vcpu:
     def preemptions(self) -> int: ...
     @property
     def cycles(self) -> int:
-        """Time spent in the guest, in cycles of the time stamp counter."""
+        """Time from entry to exit, in cycles of the time stamp counter: also while the thread was off its processor."""
+
+    @property
+    def ran(self) -> int:
+        """What is compared with ``cycle_limit``: the same, but only while the thread ran, as its clock says.
+
+        Counted where there is a limit, once ``cycles`` is above the lesser of a 16th of it and 2**25. So a guest has
+        had its limit when it expires, and at most so much more.
+        """
 
 @final
 class Queue:

@@ -109,7 +109,7 @@ def beyond_legacy(kvm) -> int:
 def test_a_kvm_that_would_cut_states_short_is_refused(kvm):
     engine = kvm()
     with pytest.raises(UnsupportedHere, match="KVM_CAP_XSAVE2"):
-        Exchange(engine.manager, engine.managed, engine.exchange.layout.size - 1)
+        Exchange(engine.manager, engine.exchange.mask, engine.exchange.layout.size - 1)
 
 
 def test_the_engine_as_it_is_keeps_every_register(kvm):
@@ -220,14 +220,20 @@ def test_general_registers_of_another_are_seen(kvm):
 # What this machine may not have: checked without running it
 
 
+def kvm_size(layout):
+    """Bytes of the image that KVM takes for a layout: 4096 where that is enough."""
+    return max(4096, layout.size)
+
+
 def test_a_load_names_pkru_even_where_it_is_initial(core):
     """KVM would keep the PKRU of the guest before otherwise."""
     from fpstate.arch import Cpu
 
     cpu = Cpu.host()
-    exchange = Exchange(Manager(), cpu.user_mask, 4096)
+    size = kvm_size(Layout.standard(cpu, cpu.user_mask))
+    exchange = Exchange(Manager(), cpu.user_mask, size)
     exchange.always = PKRU
-    image = bytearray(b"\xff" * 4096)
+    image = bytearray(b"\xff" * size)
     exchange.load(Manager().create(), image)
     assert int.from_bytes(image[512:520], "little") == PKRU
     assert not any(image[520:])
@@ -237,8 +243,9 @@ def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
     from fpstate.arch import Cpu
 
     mask = Cpu.host().user_mask
-    exchange = Exchange(Manager(), mask, 4096)
-    image = bytearray(Image.initial(Layout.standard(Cpu.host(), mask)).to_bytes().ljust(4096, b"\0"))
+    layout = Layout.standard(Cpu.host(), mask)
+    exchange = Exchange(Manager(), mask, kvm_size(layout))
+    image = bytearray(Image.initial(layout).to_bytes().ljust(kvm_size(layout), b"\0"))
     image[512:520] = mask.to_bytes(8, "little")
     assert exchange.in_use(image) == 0
     image[160 + 77] = 1

@@ -9,7 +9,6 @@ the thread lets in no signals but those of the engine; others wait until it look
 
 from __future__ import annotations
 
-import signal
 import struct
 from collections.abc import Sequence
 
@@ -17,16 +16,16 @@ from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, mask_text
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.memory import DEFAULT_MEMORY, GuestMemory
+from fpstate.engine.native_exit import exit_of, rip_of
 from fpstate.errors import (
     FpStateError,
     PermissionRequestError,
     PoolExhausted,
     ProgramError,
-    RestoreFault,
     UnsupportedHere,
     VsoError,
 )
-from fpstate.program.block import ENTRY_RFLAGS, FAILED, FINISHED, YIELD, Block
+from fpstate.program.block import ENTRY_RFLAGS, FAILED, Block
 from fpstate.program.load import Program
 from fpstate.vso.kernel_permission import request_from_kernel, shadow_stack_active
 from fpstate.vso.manager import Manager
@@ -121,9 +120,11 @@ class NativeVcpu:
 class NativeEngine:
     """Makes vCPUs and run queues for one manager.
 
-    ``timeout`` is the processor time in seconds that each vCPU may use (None: no limit). Where the manager's
-    processor lacks XSAVEC, states are saved by XSAVE. Raises UnsupportedHere with what this machine lacks, or where
-    the manager lays states out as another processor than this one does.
+    ``timeout`` is the processor time in seconds that each vCPU may use (None: no limit): time between its entries and
+    exits in which its host thread ran, as CLOCK_THREAD_CPUTIME_ID counts. A vCPU that expires has had that time, and at
+    most a 16th of it more. Where the manager's processor lacks XSAVEC, states are saved by XSAVE. Raises
+    UnsupportedHere with what this machine lacks, or where the manager lays states out as another processor than this
+    one does.
     """
 
     name = "native"
@@ -291,17 +292,17 @@ class NativeQueue:
         try:
             if vcpu.core.spilled:
                 self._grow(vcpu)
-            ended = _exit_of(vcpu)
+            ended = exit_of(vcpu)
             if ended is None:
                 self._park_when_slack(vcpu)
                 return True
         except PermissionRequestError as error:
-            ended = Exit(ExitKind.DENIED, code=error.component, rip=_rip(vcpu), error=error)
+            ended = Exit(ExitKind.DENIED, code=error.component, rip=rip_of(vcpu), error=error)
         except FpStateError as error:
-            ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=error)
+            ended = Exit(ExitKind.REFUSED, rip=rip_of(vcpu), error=error)
         except MemoryError:
             exhausted = PoolExhausted(f"no memory for {mask_text(vcpu.core.in_use)} of {vcpu.name}")
-            ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=exhausted)
+            ended = Exit(ExitKind.REFUSED, rip=rip_of(vcpu), error=exhausted)
         vcpu.end(ended)
         _core.unspill(bytearray(), ())
         return False
@@ -319,36 +320,3 @@ class NativeQueue:
 
 def _copy_from_spill(view: memoryview, moves: Sequence[tuple[int, int, int]]) -> None:
     _core.unspill(view, moves, False)
-
-
-def _rip(vcpu: NativeVcpu) -> int:
-    assert vcpu.memory is not None
-    return vcpu.memory.relative(vcpu.core.rip)
-
-
-def _exit_of(vcpu: NativeVcpu) -> Exit | None:
-    """Return how a vCPU ended, or None where it goes on."""
-    core = vcpu.core
-    assert vcpu.memory is not None
-    kind = core.exit_kind
-    if kind in (_core.EXIT_CALL, _core.EXIT_PORT):
-        operation = core.registers[0] & 0xFFFFFFFF
-        if operation == YIELD:
-            return None
-        return Exit(ExitKind.FINISHED if operation == FINISHED else ExitKind.FAILED, code=operation)
-    if kind == _core.EXIT_PREEMPTED:
-        return None
-    if kind == _core.EXIT_EXPIRED:
-        return Exit(ExitKind.EXPIRED, rip=_rip(vcpu))
-    if kind == _core.EXIT_REFUSED:
-        return Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=RestoreFault("XRSTOR refused the state (#GP)"))
-    number, si_code, vector, error_code, address = core.fault
-    return Exit(
-        ExitKind.FAULT,
-        signal=signal.Signals(number).name,
-        si_code=si_code,
-        vector=vector,
-        error_code=error_code,
-        address=vcpu.memory.relative(address),
-        rip=_rip(vcpu),
-    )

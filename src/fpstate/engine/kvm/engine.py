@@ -47,8 +47,9 @@ class KvmEngine:
     """Makes guests and run queues for one manager, in one virtual machine; close it in the end.
 
     ``vcpus``: how many KVM vCPUs the guests share (default: one for each processor), or ``each`` gives each its own.
-    ``timeout``: the processor time in seconds that each guest may use (None: no limit). Raises UnsupportedHere with
-    what this machine lacks, or where the manager lays states out as another processor than this one does.
+    ``timeout``: the processor time in seconds that each guest may use (None: no limit), of its host thread in KVM_RUN
+    (CLOCK_THREAD_CPUTIME_ID), at most two quanta a slice. Raises UnsupportedHere with what this machine lacks, or where
+    the manager lays states out as another processor than this one does.
     """
 
     name = "kvm"
