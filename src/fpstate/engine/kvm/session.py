@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED
+from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, Component, mask_of
 from fpstate.arch.cpu import Cpu
 from fpstate.engine.kvm.abi import (
     EXIT_IO,
@@ -83,6 +83,12 @@ class Session:
             self.device.close()
 
     @property
+    def features(self) -> int:
+        """The components that a program is told it may use. Not PKRU: CR4.PKE is off, so that no loaded value of it
+        keeps a program from its memory."""
+        return self.destination.full_xcr0 & USER_SUPPORTED & ~mask_of(Component.PKRU)
+
+    @property
     def has_begun(self) -> bool:
         """Whether the guest is elsewhere than at its entry."""
         return self.space is not None and self.context["rip"] != self.space.entry
@@ -96,8 +102,7 @@ class Session:
         ``clean`` False leaves floating-point registers and XCR0 as they are: for looking at what is in them. Raises
         ProgramError, KvmError, ResetIncomplete.
         """
-        features = self.destination.full_xcr0 & USER_SUPPORTED
-        block = Block(seed=seed, argument=argument, features=features)
+        block = Block(seed=seed, argument=argument, features=self.features)
         if clean:
             reset(self.vcpu, destination=self.destination)
         self._place(program, block, memory_size)
