@@ -131,7 +131,7 @@ def test_rows_that_are_cut_short_are_caught_by_name(tiles, switch, twin, tile):
 
 
 def test_tiles_in_unscrubbed_memory_are_caught(tiles, switch):
-    assert audited("unscrubbed", switch)["places"] == ["free pool memory"]
+    assert "free pool memory" in audited("unscrubbed", switch)["places"]
 
 
 # Denial
@@ -142,7 +142,8 @@ def test_whoever_uses_tiles_without_permission_is_denied_and_the_others_finish(t
     assert code == 1
     assert (report["ends"], report["wrong"]) == ({"denied": 20, "finished": 20}, 0)
     (problem,) = report["problems"]
-    assert problem.startswith("vCPU 0 and 19 more: amx_matmul: denied: TILEDATA")
+    assert problem.startswith("vCPU 0 and 19 more: amx_matmul: denied: ")
+    assert "TILEDATA" in problem
     assert report["state_bytes_end"] == 0
 
 

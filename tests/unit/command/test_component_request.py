@@ -127,11 +127,3 @@ def test_whoever_names_a_program_that_may_be_denied_gets_it(built):
     assert [program.features for program, _ in mix.programs] == [BUILTIN["amx_matmul"].required]
     with pytest.raises(UnsupportedHere, match=r"amx_matmul needs TILECFG\|TILEDATA"):
         choose(["amx_matmul"], cpu, 0x2E7, format=None)
-
-
-@pytest.fixture(scope="session")
-def built() -> None:
-    try:
-        BUILTIN["spin"].load()
-    except UnsupportedHere as missing:
-        pytest.skip(str(missing))

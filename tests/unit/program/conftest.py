@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fpstate.errors import UnsupportedHere
-from fpstate.program import BUILTIN, Program, include_dir
+from fpstate.program import Program, include_dir
 from fpstate.program.block import TILEDATA
 
 HERE = Path(__file__).parent
@@ -54,14 +53,6 @@ def in_software() -> None:
     """For what only an emulator can do to tiles and PKRU between two instructions, or before the first."""
     if found := {"amx_tile", "ospke"} & cpu_flags():
         pytest.skip(f"tiles and PKRU in software; this processor has {', '.join(sorted(found))}")
-
-
-@pytest.fixture(scope="session")
-def built() -> None:
-    try:
-        BUILTIN["spin"].load()
-    except UnsupportedHere as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

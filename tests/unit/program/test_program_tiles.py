@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from fpstate.image.tile import configuration_problem, shape
+from fpstate.image.tile import configuration_problem, is_loaded, shape
 from fpstate.program import BUILTIN, canary_pattern, parse_probe
 from fpstate.program.block import AMX, ENTRY_PKRU, PKRU, TILECFG, TILEDATA
 from fpstate.program.expected import amx_matmul, canary, probe
@@ -140,15 +140,17 @@ def test_the_canary_names_a_row_that_was_changed(tile, run, offered):
             assert verdict is None
 
 
-@pytest.mark.parametrize("at", ["tilecfg+16", "tilecfg+48", "tilecfg+55"])
+@pytest.mark.parametrize("at", [16, 20, 48, 55])
 def test_the_canary_names_a_changed_configuration(at, run, offered):
-    """To another that is legal, so that a processor takes it."""
-    ended = run(CANARY.load(), 5, 4, *every(2), "-c", "1", at, "0x1", features=offered)
+    """To another that is legal: a processor makes any other initial."""
+    before = canary_pattern(5)["tilecfg"]
+    byte = before >> 8 * at & 0xFF
+    changed = before ^ (byte ^ byte // 2) << 8 * at
+    assert is_loaded(changed.to_bytes(CONFIGURATION_SIZE, "little"))
+    change = ("-c", "1", f"tilecfg+{at}", hex(byte ^ byte // 2))
+    ended = run(CANARY.load(), 5, 4, *every(2), *change, features=offered)
     verdict = CANARY.check(ended.result, 5, 4, offered)
-    assert (
-        f"the first in tilecfg at iteration 2: holds {canary_pattern(5)['tilecfg'] ^ 1 << 8 * int(at[8:]):#x}"
-        in verdict
-    )
+    assert f"the first in tilecfg at iteration 2: holds {changed:#x} instead of {before:#x}" in verdict
 
 
 @pytest.mark.parametrize("mask", ["0x4", "0x80000000"])
