@@ -54,7 +54,6 @@ def native(core: ModuleType) -> ModuleType:
 @pytest.fixture(params=["portable", "fast"])
 def each_core(native: ModuleType, request: pytest.FixtureRequest) -> Iterator[str]:
     """Both cores in turn as the one that switches."""
-
     found = native.features()
     if request.param == "fast" and not (found["xsavec"] and found["xgetbv1"]):
         pytest.skip("XSAVEC with XGETBV(1) (CPUID.(0DH,1):EAX[1] and [2])")

@@ -164,3 +164,16 @@ def test_tiles_that_are_permitted_and_not_there_are_said_to_be_missing(kvm):
     ended = denial(manager, manager.create(Kind.GUEST), "amx", 0xE7)
     assert ended.code == 18
     assert "amx uses TILEDATA, and guests of this KVM have X87|SSE|AVX|OPMASK" in str(ended)
+
+
+def test_no_state_is_made_of_a_program_with_tiles_that_guests_do_not_have(kvm, monkeypatch, assemble):
+    from fpstate.engine.kvm.session import Session
+
+    kvm()
+    monkeypatch.setattr(Session, "_withheld", AMX)
+    with Session() as session:
+        for program in (assemble(USES_TILES), MATMUL.load()):
+            with pytest.raises(UnsupportedHere, match=r"needs TILECFG\|TILEDATA, which guests of this KVM"):
+                session.start(program)
+        session.start(CANARY.load(), argument=100)
+        assert CANARY.check(session.finish().result, 0, 100, session.features) is None
