@@ -12,7 +12,7 @@ from fpstate.engine.kvm.exchange import Exchange
 from fpstate.engine.kvm.trap import PAGE_FAULT, Stop, Why, signal_of
 from fpstate.engine.leak import audit
 from fpstate.engine.native import NativeEngine, NativeQueue
-from fpstate.program import BUILTIN, canary_pattern, parse_probe
+from fpstate.program import BUILTIN, Program, canary_pattern, parse_probe
 from fpstate.program.block import ENTRY_PKRU
 from fpstate.vso.manager import Manager
 from fpstate.vso.vcpu import ExitKind
@@ -20,7 +20,8 @@ from fpstate.vso.vcpu import ExitKind
 CANARY, PROBE = BUILTIN["canary"], BUILTIN["probe"]
 PKRU = mask_of(Component.PKRU)
 ARGUMENT = 60_000
-WRITES = "xor ecx, ecx; xor edx, edx; mov eax, 0x33333330; wrpkru; mov eax, 0; out 0xF5, eax"
+WRITES = bytes.fromhex("31c9 31d2 b830333333 0f01ef b800000000 e7f5")
+"""ECX and EDX 0; WRPKRU of 33333330H; out."""
 
 
 @pytest.fixture
@@ -148,10 +149,10 @@ def test_a_load_that_gives_a_guest_another_s_pkru_is_caught(kvm_keys, kind):
 
 
 @pytest.mark.parametrize("permitted", [None, LEGACY])
-def test_a_program_that_writes_pkru_is_denied_by_neither_engine(keys, kvm_keys, engine, assemble, permitted):
+def test_a_program_that_writes_pkru_is_denied_by_neither_engine(keys, kvm_keys, engine, permitted):
     """PKRU is in no VSO, so that no permission is needed; it holds no buffer either."""
     for each in (engine, kvm_keys()):
-        vcpu = each.vcpu(assemble(WRITES), permitted=permitted)
+        vcpu = each.vcpu(Program.from_bytes(WRITES, format="flat"), permitted=permitted)
         run_all(each, [vcpu])
         assert vcpu.exit.kind is ExitKind.FINISHED
         assert each.manager.statistics().bytes_peak == 0
