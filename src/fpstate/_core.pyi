@@ -85,6 +85,7 @@ class Choice(TypedDict):
     pairs: int
     mismatches: int
     permille: tuple[int, int, int]
+    settled: tuple[int, int, int]
     test_cycles: int
     measure_cycles: int
 
@@ -92,9 +93,9 @@ def core_choice(setting: str | None = None, candidate: str | None = None) -> Cho
     """Return which core switches, chosen at the first use, and why: the self-test's outcome and what was measured.
 
     ``permille`` is the fast core's time by the portable one's with in use what a glibc process has, all but x87, and
-    everything. With arguments it says what would be chosen for this ``setting`` of FPSTATE_CORE and this core in the
-    fast one's place, and changes nothing. Raises SettingError for a setting that is unknown, UnsupportedHere where
-    it asks for a core that cannot be had.
+    everything; ``settled`` what was in use then, after contexts with everything. With arguments it says what would be
+    chosen for this ``setting`` of FPSTATE_CORE and this core in the fast one's place, and changes nothing. Raises
+    SettingError for a setting that is unknown, UnsupportedHere where it asks for a core that cannot be had.
     """
 
 def core_use(name: str, /) -> str:
@@ -118,13 +119,17 @@ def core_trial(
     components, so that the others go through XSAVE-family instructions. ``offsets`` are where AVX, opmask, ZMM_Hi256
     and Hi16_ZMM lie, instead of where this processor has them; ``standard`` has areas in the standard format.
     Cores: portable, portable-xsave (for the standard format), fast, fast-avx512, fast-avx, and those that get one
-    thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx. Returns ``pairs``, ``mismatches`` and, of the
-    first of these, the components in use ``from`` and ``to``, the ``component``, and whether it was ``saved`` wrong,
-    else loaded. Raises UnsupportedHere for a core that cannot run here.
+    thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx, without-x87-end, without-x87-end-avx. Returns
+    ``pairs``, ``mismatches`` and, of the first of these, the components in use ``from`` and ``to``, the ``component``,
+    and whether it was ``saved`` wrong, else loaded. Raises UnsupportedHere for a core that cannot run here.
     """
 
-def core_cycles(core: str, one: int, other: int, rounds: int, /) -> int:
-    """Return the time stamp cycles of ``rounds`` switches to and fro between states with these components in use."""
+def core_cycles(core: str, one: int, other: int, rounds: int, /) -> tuple[int, int]:
+    """Return the time stamp cycles of ``rounds`` switches to and fro between states with these components in use.
+
+    A state with everything was in the registers before. Also returns what is in use in the second state in the end:
+    more than ``other`` where this core leaves components in use that it made initial.
+    """
 
 def switch(outgoing: Context, incoming: Context, next: Context | None = None, /) -> None:
     """Save the thread's registers to ``outgoing`` and load ``incoming``; fetch ``next`` into the cache.

@@ -16,27 +16,30 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 from model_executor import Executor
+from model_instructions import MOVES, PLAIN, RESTORES, SAVES_BY_KIND
 from model_sequences import AREAS, SAVES, SEQUENCES, Batch, Generator, Kind, Operation
 
 from fpstate.arch import Component, mask_of
 from fpstate.arch.component import components_in
 from fpstate.engine.model import Pointers, Processor, RegisterFile
 from fpstate.engine.model.contents import pending, without_pointers
-from fpstate.engine.model.machine import REACHED
+from fpstate.engine.model.register_file import REACHED
 from fpstate.engine.model.save import unmodified
 from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT
+from linux_signal import pass_through_a_frame
 
 _HEADER = struct.Struct("<QQ")
 _POINTERS = slice(6, 24)
 _NO_POINTERS = bytes(18)
 _SELECTORS = (12, 13, 20, 21)
 _SSE = 2
-
-Perform = Callable[[Processor, memoryview | bytearray, int, int], None]
+_PKRU = mask_of(Component.PKRU)
+_KEY_0 = 3
 
 
 class _DifferenceError(Exception):
@@ -57,6 +60,8 @@ class Comparison:
         self.counts: Counter[str] = Counter()
         self.sequences = 0
         self._mask = generator.compared
+        if self._mask & mask_of(Component.TILEDATA):
+            processor.xfd = 0  # the executor has used tiles before its first sequence
         self._fresh = processor.snapshot()
         self._areas: list[bytearray] = []
         self._first = 0
@@ -87,11 +92,11 @@ class Comparison:
             self.sequences += 1
 
     def _sequence(
-        self, sequence: list[Operation], records: list[tuple[int, int]], saved: Iterator[bytes]
+        self, sequence: list[Operation], records: list[tuple[int, int, int]], saved: Iterator[bytes]
     ) -> None:
         self.processor.file = self._fresh.copy()
         counts = self.counts
-        for step, (operation, (value, vector)) in enumerate(zip(sequence, records, strict=True)):
+        for step, (operation, (value, vector, pkru)) in enumerate(zip(sequence, records, strict=True)):
             kind = operation[0]
             counts[Kind(kind).name] += 1
             try:
@@ -105,11 +110,12 @@ class Comparison:
                     raised, rule = fault.vector, fault.rule
                 if raised != vector:
                     raise _DifferenceError(f"vector {vector}, the model says {raised} {rule}")
+                self._open_key_0(pkru)
             except _DifferenceError as difference:
                 raise _DifferenceError(f"step {step}, {Kind(kind).name} {operation}: {difference}") from None
             if vector:
                 counts[f"vector {vector} {rule}".rstrip()] += 1
-                self._after_signal()
+                pass_through_a_frame(self.processor)
 
     def _final_areas(self) -> None:
         for number, area in enumerate(self._areas):
@@ -117,14 +123,16 @@ class Comparison:
                 found = _first_difference(area, self.executor.area(self._first + number))
                 raise _DifferenceError(f"area {number} at the end: {found}")
 
-    def _after_signal(self) -> None:
-        """A signal's frame and its return save and load the registers: pointers that nothing keeps are lost."""
-        file, behaviour = self.processor.file, self.processor.behaviour
-        if behaviour.pointers is Pointers.ZEROED and not pending(file.values[0]):
-            file.values[0] = without_pointers(file.values[0])
-        file.selectors = (0, 0)
-        if behaviour.tracks_values:
-            file.in_use &= file.not_initial() | ~self._mask
+    def _open_key_0(self, closed: int) -> None:
+        """What the executor does after each operation, so that its memory stays open to it."""
+        if not self._mask & _PKRU:
+            return
+        pkru = self.processor.rdpkru()
+        if closed != (pkru if pkru & _KEY_0 else 0):
+            raise _DifferenceError(f"PKRU {closed:#x}, the model says {pkru:#x}")
+        if closed:
+            self.counts["key 0 closed"] += 1
+            self.processor.wrpkru(pkru & ~_KEY_0)
 
     # Saves
 
@@ -135,10 +143,8 @@ class Comparison:
         before = bytes(area) if kind in _OPTIMISED else b""
         if not vector and kind not in _LEGACY:
             rfbm = mask & self.processor.xcr0
-            if kind in _SHORT and not self.processor.behaviour.upper_in_use:
-                rfbm &= ~_HI16_ZMM
             self._follow_in_use(rfbm, saved, kind in _COMPACTED, kind in _SHORT)
-        _SAVES[kind](self.processor, memoryview(area)[skew:], mask, address)
+        SAVES_BY_KIND[kind](self.processor, memoryview(area)[skew:], mask, address)
         if area == saved:
             if before and before != saved:
                 self._count_left_out(operation, before, saved)
@@ -154,26 +160,30 @@ class Comparison:
 
     def _follow_in_use(self, rfbm: int, saved: bytes, compacted: bool, short: bool) -> None:
         file = self.processor.file
+        lower_alone = short and not self.processor.behaviour.upper_in_use
         observed = _HEADER.unpack_from(saved, 512)[0] & rfbm
-        own = file.in_use & rfbm
+        own = (file.lower if lower_alone else file.in_use) & rfbm
         if compacted and file.mxcsr != MXCSR_INIT:
             observed = observed & ~_SSE | own & _SSE
         self.counts["in-use bits"] += rfbm.bit_count()
         if observed != own:
-            self._choose(file.in_use & ~rfbm | observed, observed ^ own, short=short)
+            self._choose(own ^ observed, observed, lower_alone=lower_alone, short=short)
 
-    def _choose(self, in_use: int, differing: int, *, short: bool = False) -> None:
-        self.counts["in-use bits chosen otherwise"] += differing.bit_count()
-        for bit in range(differing.bit_length()):
-            if differing >> bit & 1:
-                self.counts[f"in-use bit {bit} chosen {in_use >> bit & 1}"] += 1
+    def _choose(self, bits: int, observed: int, *, lower_alone: bool = False, short: bool = False) -> None:
+        """Take these bits of XINUSE as observed, or of its lower half alone, which saves outside 64-bit mode show."""
+        self.counts["in-use bits chosen otherwise"] += bits.bit_count()
+        for bit in components_in(bits):
+            self.counts[f"in-use bit {bit} chosen {observed >> bit & 1}"] += 1
         file = self.processor.file
-        wrong = file.not_initial() & ~in_use & self._mask
+        wrong = file.not_initial() & bits & ~observed & self._mask
         if wrong and short:
             wrong = mask_of(*(number for number in components_in(wrong) if _reached_differs(file, number)))
         if wrong:
-            raise _DifferenceError(f"XINUSE {in_use:#x} lacks {wrong:#x}, which is not initial")
-        file.in_use = in_use
+            raise _DifferenceError(f"XINUSE {observed:#x} lacks {wrong:#x}, which is not initial")
+        if lower_alone:
+            file.lower = file.lower & ~bits | observed & bits
+        else:
+            file.in_use = file.in_use & ~bits | observed & bits
 
     def _follow_optimisation(
         self, operation: Operation, area: bytearray, before: bytes, saved: bytes, address: int
@@ -185,7 +195,7 @@ class Comparison:
             return
         whole = bytearray(before)
         info, file.info = file.info, None
-        _SAVES[operation[0]](self.processor, whole, operation[5], address)
+        SAVES_BY_KIND[operation[0]](self.processor, whole, operation[5], address)
         file.info = info
         for _, spans in self._spans(left_out):
             if any(area[span] != saved[span] for span in spans):
@@ -206,7 +216,9 @@ class Comparison:
         for place in layout.places:
             if not mask >> place.component & 1:
                 continue
-            if place.component == Component.X87:
+            if place.component == Component.PKRU:
+                yield int(place.component), (slice(place.offset, place.offset + 4),)
+            elif place.component == Component.X87:
                 yield 0, (slice(0, 24), slice(32, 160))
             else:
                 yield int(place.component), (slice(place.offset, place.end),)
@@ -236,7 +248,7 @@ class Comparison:
         kind, _, _, skew, _, mask, number = operation
         area = self._areas[number - self._first]
         address = self.executor.areas + number * self.executor.area_size + skew
-        _RESTORES[kind](self.processor, area if not skew else memoryview(area)[skew:], mask, address)
+        RESTORES[kind](self.processor, area if not skew else memoryview(area)[skew:], mask, address)
 
     def _xgetbv(self, operation: Operation, value: int) -> None:
         expected = self.processor.xgetbv(operation[5])
@@ -254,24 +266,45 @@ class Comparison:
             observed = observed & ~_SSE | own & _SSE
         self.counts["in-use bits"] += self._mask.bit_count()
         if observed != own:
-            self._choose(file.in_use & ~self._mask | observed, observed ^ own)
+            self._choose(observed ^ own, observed)
 
     def _move(self, operation: Operation, value: int) -> None:
         kind, index, _, _, where, _, _ = operation
-        method, size = _MOVES[kind]
+        method, size = MOVES[kind]
         method(self.processor, index, self._data[where : where + size])
 
     def _zero(self, operation: Operation, value: int) -> None:
         self.processor.zero_vector(operation[1])
 
     def _plain(self, operation: Operation, value: int) -> None:
-        _PLAIN[operation[0]](self.processor)
+        PLAIN[operation[0]](self.processor)
 
     def _fldcw(self, operation: Operation, value: int) -> None:
         self.processor.fldcw(operation[5])
 
     def _ldmxcsr(self, operation: Operation, value: int) -> None:
         self.processor.ldmxcsr(operation[5])
+
+    def _wrpkru(self, operation: Operation, value: int) -> None:
+        self.processor.wrpkru(operation[5])
+
+    def _ldtilecfg(self, operation: Operation, value: int) -> None:
+        self.processor.ldtilecfg(self._data[operation[4] : operation[4] + 64])
+
+    def _tile(self, operation: Operation, value: int) -> None:
+        kind, tile, _, _, where, _, number = operation
+        if kind == Kind.TILEZERO:
+            self.processor.tilezero(tile)
+        elif kind == Kind.TILELOADD:
+            self.processor.tileloadd(tile, self._data[where : where + 1024])
+        else:
+            area = memoryview(self._areas[number - self._first])[where:]
+            perform = (
+                self.processor.sttilecfg
+                if kind == Kind.STTILECFG
+                else partial(self.processor.tilestored, tile)
+            )
+            perform(area)
 
     def _read(self, operation: Operation, value: int) -> None:
         file = self.processor.file
@@ -280,6 +313,7 @@ class Comparison:
             Kind.STMXCSR: file.mxcsr,
             Kind.FNSTCW: int.from_bytes(x87[0:2], "little"),
             Kind.FNSTSW: int.from_bytes(x87[2:4], "little"),
+            Kind.RDPKRU: int.from_bytes(file.values.get(Component.PKRU, b"")[:4], "little"),
         }[Kind(operation[0])]
         if value != expected:
             raise _DifferenceError(f"{value:#x}, the model says {expected:#x}")
@@ -308,79 +342,25 @@ def _reached_differs(file: RegisterFile, component: int) -> bool:
     return file.values[component][:size] != file.initial[component][:size]
 
 
-def _outside_64_bit_mode(perform: Perform) -> Perform:
-    def performed(processor: Processor, area: memoryview | bytearray, mask: int, address: int) -> None:
-        processor.long_mode = False
-        try:
-            perform(processor, area, mask, address)
-        finally:
-            processor.long_mode = True
-
-    return performed
-
-
-_HI16_ZMM = mask_of(Component.HI16_ZMM)
 _SHORT = frozenset(range(Kind.FXSAVE32, Kind.XRSTOR32 + 1))
 _LEGACY = frozenset({Kind.FXSAVE, Kind.FXSAVE64, Kind.FXSAVE32})
 _NARROW = SAVES - {Kind.FXSAVE64, Kind.XSAVE64, Kind.XSAVEC64, Kind.XSAVEOPT64, Kind.XSAVES64}
 _COMPACTED = frozenset({Kind.XSAVEC, Kind.XSAVEC64, Kind.XSAVES64, Kind.XSAVEC32})
 _OPTIMISED = frozenset({Kind.XSAVEOPT, Kind.XSAVEOPT64, Kind.XSAVEOPT32})
-_SAVES: dict[int, Perform] = {
-    Kind.FXSAVE: lambda p, area, mask, address: p.fxsave(area, address=address, wide=False),
-    Kind.FXSAVE64: lambda p, area, mask, address: p.fxsave(area, address=address),
-    Kind.XSAVE: lambda p, area, mask, address: p.xsave(area, mask, address=address, wide=False),
-    Kind.XSAVE64: lambda p, area, mask, address: p.xsave(area, mask, address=address),
-    Kind.XSAVEC: lambda p, area, mask, address: p.xsavec(area, mask, address=address, wide=False),
-    Kind.XSAVEC64: lambda p, area, mask, address: p.xsavec(area, mask, address=address),
-    Kind.XSAVEOPT: lambda p, area, mask, address: p.xsaveopt(area, mask, address=address, wide=False),
-    Kind.XSAVEOPT64: lambda p, area, mask, address: p.xsaveopt(area, mask, address=address),
-    Kind.XSAVES64: lambda p, area, mask, address: p.xsaves(area, mask, address=address),
-}
-_RESTORES: dict[int, Perform] = {
-    Kind.FXRSTOR: lambda p, area, mask, address: p.fxrstor(area, address=address, wide=False),
-    Kind.FXRSTOR64: lambda p, area, mask, address: p.fxrstor(area, address=address),
-    Kind.XRSTOR: lambda p, area, mask, address: p.xrstor(area, mask, address=address, wide=False),
-    Kind.XRSTOR64: lambda p, area, mask, address: p.xrstor(area, mask, address=address),
-    Kind.XRSTORS64: lambda p, area, mask, address: p.xrstors(area, mask, address=address),
-}
-for _kind, _perform in (
-    (Kind.FXSAVE32, _SAVES[Kind.FXSAVE]),
-    (Kind.XSAVE32, _SAVES[Kind.XSAVE]),
-    (Kind.XSAVEC32, _SAVES[Kind.XSAVEC]),
-    (Kind.XSAVEOPT32, _SAVES[Kind.XSAVEOPT]),
-):
-    _SAVES[_kind] = _outside_64_bit_mode(_perform)
-for _kind, _perform in (
-    (Kind.FXRSTOR32, _RESTORES[Kind.FXRSTOR]),
-    (Kind.XRSTOR32, _RESTORES[Kind.XRSTOR]),
-):
-    _RESTORES[_kind] = _outside_64_bit_mode(_perform)
-_MOVES = {
-    Kind.XMM: (Processor.move_xmm, 16),
-    Kind.VXMM: (Processor.move_vector, 16),
-    Kind.VYMM: (Processor.move_vector, 32),
-    Kind.VZMM: (Processor.move_vector, 64),
-    Kind.KMOV: (Processor.kmov, 8),
-    Kind.MMX: (Processor.move_mmx, 8),
-}
-_PLAIN = {
-    Kind.VZEROUPPER: Processor.vzeroupper,
-    Kind.VZEROALL: Processor.vzeroall,
-    Kind.FNINIT: Processor.fninit,
-    Kind.FNCLEX: Processor.fnclex,
-    Kind.EMMS: Processor.emms,
-}
 _C = Comparison
 _PERFORM = {
     Kind.START: _C._start,
-    **dict.fromkeys(_RESTORES, _C._restore),
+    **dict.fromkeys(RESTORES, _C._restore),
     Kind.XGETBV: _C._xgetbv,
-    **dict.fromkeys(_MOVES, _C._move),
-    **dict.fromkeys(_PLAIN, _C._plain),
+    **dict.fromkeys(MOVES, _C._move),
+    **dict.fromkeys(PLAIN, _C._plain),
     Kind.ZERO: _C._zero,
     Kind.FLDCW: _C._fldcw,
     Kind.LDMXCSR: _C._ldmxcsr,
-    **dict.fromkeys((Kind.STMXCSR, Kind.FNSTCW, Kind.FNSTSW), _C._read),
+    **dict.fromkeys((Kind.STMXCSR, Kind.FNSTCW, Kind.FNSTSW, Kind.RDPKRU), _C._read),
+    Kind.WRPKRU: _C._wrpkru,
+    Kind.LDTILECFG: _C._ldtilecfg,
+    **dict.fromkeys((Kind.STTILECFG, Kind.TILEZERO, Kind.TILELOADD, Kind.TILESTORED), _C._tile),
     Kind.EDIT: _C._edit,
     Kind.COPY: _C._copy,
 }

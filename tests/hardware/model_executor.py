@@ -18,7 +18,7 @@ from fpstate.engine.model import Behaviour, Processor
 from fpstate.image.control import MXCSR_INIT
 
 _BATCH = struct.Struct("<QQQQQQQQ")
-_RECORD = struct.Struct("<QQ")
+_RECORD = struct.Struct("<QII")
 _PAGE = 4096
 _MOST_OPERATIONS = 64 * SEQUENCES
 _MOST_COPIES = 12 * SEQUENCES
@@ -34,9 +34,9 @@ def compile_executor(gcc: str, folder: Path) -> Path:
 
 
 class Executor:
-    """The child of executor.c, and the memory that it shares."""
+    """The child of executor.c, and the memory that it shares; ``components`` is what the sequences use."""
 
-    def __init__(self, program: Path, area_size: int, data_size: int) -> None:
+    def __init__(self, program: Path, area_size: int, data_size: int, components: int) -> None:
         self.area_size = area_size
         sizes = (
             *(
@@ -53,7 +53,7 @@ class Executor:
         self._file = os.memfd_create("batch")
         os.ftruncate(self._file, end)
         self.memory = mmap.mmap(self._file, end)
-        command = [program, str(self._file), str(end), str(area_size)]
+        command = [program, str(self._file), str(end), str(area_size), str(components)]
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -63,8 +63,8 @@ class Executor:
             pass_fds=[self._file],
         )
 
-    def run(self, batch: Batch) -> tuple[list[tuple[int, int]], Iterator[bytes]]:
-        """Return each operation's result and vector, and the area after each save."""
+    def run(self, batch: Batch) -> tuple[list[tuple[int, int, int]], Iterator[bytes]]:
+        """Return each operation's result, vector and PKRU where it closed key 0, and the area after each save."""
         memory = self.memory
         operations = [operation for sequence in batch.sequences for operation in sequence]
         saves = sum(1 for operation in operations if operation[0] in SAVES)
@@ -108,7 +108,7 @@ class Executor:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What CPUID does not tell: the width of x87 pointers, and whether programs can leave 64-bit mode here."""
+    """What CPUID does not tell: the widths of x87 pointers, and whether programs can leave 64-bit mode here."""
 
     behaviour: Behaviour
     short: bool
@@ -120,7 +120,7 @@ def measured(cpu: Cpu, program: Path) -> Measured:
     generator = Generator(cpu, processor.xcr0, 0)
     image = bytearray(generator.area_size)
     image[0:4] = bytes.fromhex("7e030100")  # an invalid operation is flagged, and not masked
-    image[8:16] = _TELLING_POINTER.to_bytes(8, "little")
+    image[8:24] = _TELLING_POINTER.to_bytes(8, "little") * 2
     image[24:28] = MXCSR_INIT.to_bytes(4, "little")
     steps: list[Operation] = [
         (Kind.START, 0, 0, 0, 0, 3, 0),
@@ -128,10 +128,11 @@ def measured(cpu: Cpu, program: Path) -> Measured:
         (Kind.FXSAVE64, 0, 0, 0, 0, 0, 1),
         (Kind.FXSAVE32, 0, 0, 0, 0, 0, 2),
     ]
-    executor = Executor(program, generator.area_size, 0)
+    executor = Executor(program, generator.area_size, 0, 0)
     records, copies = executor.run(Batch(0, [steps], [bytes(image), bytes(image), bytes(image)], b""))
-    pointer = int.from_bytes(next(copies)[8:16], "little")
+    saved = next(copies)
     executor.close()
     widths = {_TELLING_POINTER: 64, _TELLING_POINTER | 0xFF << 56: 57, _TELLING_POINTER | 0xFFFF << 48: 48}
-    behaviour = dataclasses.replace(processor.behaviour, pointer_bits=widths[pointer])
+    fip, fdp = (widths[int.from_bytes(saved[start : start + 8], "little")] for start in (8, 16))
+    behaviour = dataclasses.replace(processor.behaviour, fip_bits=fip, fdp_bits=fdp)
     return Measured(behaviour, short=not records[-1][1])

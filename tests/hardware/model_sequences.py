@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from tile_configurations import any_configuration
+
 from fpstate.arch import Component, Cpu, Layout, mask_of
-from fpstate.arch.component import AVX512, LEGACY, components_in
+from fpstate.arch.component import AMX, AVX512, LEGACY, components_in
 from fpstate.testing import random_image
 from fpstate.testing.chance import mangle
 
-COMPARED = LEGACY | AVX512 | mask_of(Component.AVX, Component.APX)
-"""What sequences load and save. PKRU would lock the program out of its memory, tiles need a permission, and with
-MPX every branch changes the bounds."""
+COMPARED = LEGACY | AVX512 | AMX | mask_of(Component.AVX, Component.APX, Component.PKRU)
+"""What sequences load and save. With MPX every branch changes the bounds."""
 AREAS = 3
 """Areas of each sequence."""
 SEQUENCES = 250
@@ -24,6 +25,11 @@ DATA_SIZE = 1 << 16
 """Bytes of each batch's data for moves."""
 OPERATION = struct.Struct("<BBBBIQQ")
 
+_PKRU = mask_of(Component.PKRU)
+_PKRUS = (0, 0x5555_5554, 0x5555_5555, 0xFFFF_FFFC, 0xFFFF_FFFF, 3)
+_CONFIGURATIONS = 64
+"""How many tile configurations each batch's data begin with."""
+_TILE_BYTES = 1024
 _SHORTEST, _LONGEST = 4, 14
 _TEMPLATES = 48
 _CONTROLS = (0x037F, 0x037F, 0x0F7F, 0x0040, 0x1F7F, 0x0000, 0xFFFF, 0x027F, 0x037E)
@@ -74,6 +80,14 @@ class Kind(IntEnum):
     FXRSTOR32 = 38
     XRSTOR32 = 39
     ZERO = 40
+    WRPKRU = 41
+    RDPKRU = 42
+    LDTILECFG = 43
+    STTILECFG = 44
+    TILERELEASE = 45
+    TILEZERO = 46
+    TILELOADD = 47
+    TILESTORED = 48
 
 
 SAVES = frozenset((*range(Kind.FXSAVE, Kind.XSAVES64 + 1), *range(Kind.FXSAVE32, Kind.XSAVEOPT32 + 1)))
@@ -96,14 +110,14 @@ class Batch:
 class Generator:
     """Makes batches for a processor with ``xcr0``; equal seeds give equal sequences.
 
-    ``short``: also instructions outside 64-bit mode.
+    ``short``: also instructions outside 64-bit mode. ``without``: components that are left out.
     """
 
-    def __init__(self, cpu: Cpu, xcr0: int, seed: int, *, short: bool = False) -> None:
+    def __init__(self, cpu: Cpu, xcr0: int, seed: int, *, short: bool = False, without: int = 0) -> None:
         self.cpu = cpu
         self.xcr0 = xcr0
         self.short = short
-        self.compared = xcr0 & COMPARED
+        self.compared = xcr0 & COMPARED & ~without
         self.source = random.Random(seed)
         self.standard = Layout.standard(cpu, xcr0)
         layouts = [self.standard]
@@ -112,9 +126,13 @@ class Generator:
             layouts += [
                 Layout.compacted(cpu, self.compared & keep) for keep in (0xE7, 0x7, 0xA6, 0x22, 0x84, 1)
             ]
+            if self.compared & AMX:
+                layouts += [Layout.compacted(cpu, keep) for keep in (0x202, 0x60000, 0x60207, 0x20020)]
         self.layouts = layouts
         self.area_size = -(-max(layout.size for layout in layouts) // 64) * 64
         self.masks = self._masks()
+        places = (place for place in self.standard.places if self.compared >> place.component & 1)
+        self._edited = [40, 168, *(place.offset + 8 for place in places if place.component > Component.SSE)]
         self._makers = self._weighted()
         self._batches = 0
         self._first = 0
@@ -124,6 +142,11 @@ class Generator:
         source = self.source
         templates = [self._template() for _ in range(_TEMPLATES)]
         data = source.randbytes(DATA_SIZE // 2) + bytes(DATA_SIZE // 4) + b"\xff" * (DATA_SIZE // 4)
+        if self.compared & AMX:
+            data = (
+                b"".join(any_configuration(self.source) for _ in range(_CONFIGURATIONS))
+                + data[64 * _CONFIGURATIONS :]
+            )
         areas = [templates[source.getrandbits(16) % _TEMPLATES] for _ in range(AREAS * count)]
         sequences = [self._sequence(AREAS * number) for number in range(count)]
         self._batches += 1
@@ -155,6 +178,9 @@ class Generator:
         data = bytearray(image.to_bytes().ljust(self.area_size, b"\0"))
         if source.random() < 0.3:
             self._initial_components(data, layout, present)
+        if present & layout.mask & AMX and Component.TILECFG in layout and source.random() < 0.4:
+            place = layout.place(Component.TILECFG)
+            data[place.offset : place.end] = any_configuration(self.source)
         if source.random() < 0.25:
             mangle(data, source)
         if source.random() < 0.3:
@@ -224,6 +250,10 @@ class Generator:
         ]
         if has("XSAVEOPT"):
             makers.append((5, self._optimised))
+        if self.compared & _PKRU:
+            makers.append((5, self._keys))
+        if self.compared & AMX:
+            makers.append((14, self._tiles))
         return [maker for weight, maker in makers for _ in range(weight)]
 
     def _area(self) -> int:
@@ -271,6 +301,35 @@ class Generator:
             value = _MXCSRS[(bits >> 4) % len(_MXCSRS)] if bits & 2 else bits >> 16 & self.cpu.mxcsr_mask
             operations.append((Kind.LDMXCSR, 0, 0, 0, 0, value, 0))
 
+    def _keys(self, operations: list[Operation]) -> None:
+        bits = self.source.getrandbits(40)
+        if bits & 3:
+            value = _PKRUS[(bits >> 4) % len(_PKRUS)] if bits & 4 else bits >> 8 & 0xFFFF_FFFF
+            operations.append((Kind.WRPKRU, 0, 0, 0, 0, value, 0))
+        else:
+            operations.append((Kind.RDPKRU, 0, 0, 0, 0, 0, 0))
+
+    def _tiles(self, operations: list[Operation]) -> None:
+        """One instruction of AMX; a new configuration in most cases, as others need one."""
+        bits = self.source.getrandbits(48)
+        tile, where, area = bits >> 4 & 7, (bits >> 8) % (DATA_SIZE - _TILE_BYTES), self._area()
+        place = 64 * ((bits >> 28) % ((self.area_size - _TILE_BYTES) // 64))
+        configure = (Kind.LDTILECFG, 0, 0, 0, 64 * ((bits >> 8) % _CONFIGURATIONS), 0, 0)
+        kind = bits & 15
+        if kind < 5:
+            operations.append(configure)
+        elif kind < 7:
+            operations.append((Kind.STTILECFG, 0, 0, 0, place, 0, area))
+        elif kind < 8:
+            operations.append((Kind.TILERELEASE, 0, 0, 0, 0, 0, 0))
+        elif kind < 10:
+            operations.append((Kind.TILEZERO, tile, 0, 0, 0, 0, 0))
+        elif kind < 14:
+            operations += [configure] * (kind < 12)
+            operations.append((Kind.TILELOADD, tile, 0, 0, where, 0, 0))
+        else:
+            operations.append((Kind.TILESTORED, tile, 0, 0, place, 0, area))
+
     def _xgetbv(self, operations: list[Operation]) -> None:
         bits = self.source.getrandbits(8)
         index = 2 if bits < 8 else 0 if bits < 40 else 1
@@ -282,7 +341,7 @@ class Generator:
         bits = source.getrandbits(32)
         area = self._area()
         if bits & 7 < 3:
-            value = source.getrandbits(16) & self.compared
+            value = source.getrandbits(20) & self.compared
             operations.append((Kind.EDIT, 0, 8, 0, 512, value, area))
         elif bits & 7 < 4:
             value = (self.compared | 1 << 63) if bits & 8 else 0
@@ -319,7 +378,7 @@ class Generator:
         for maker in source.sample(self._makers, source.getrandbits(2) % 3):
             maker(operations)
         for _ in range(2):
-            where = source.choice((40, 168, 584, 840, 904, 1416)) + 8 * source.getrandbits(3)
+            where = source.choice(self._edited) + 8 * source.getrandbits(3)
             if where < self.area_size - 8:
                 operations.append((Kind.EDIT, 0, 8, 0, where, source.getrandbits(64), area))
         operations.append(

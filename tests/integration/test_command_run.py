@@ -60,7 +60,7 @@ def fpstate(capsys):
 @pytest.fixture(scope="module")
 def default_run(native):
     """The run that a stranger starts first, as JSON, in a process of its own."""
-    return subprocess.run([*FPSTATE, "run", "--json"], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*FPSTATE, "run", "--json"], capture_output=True, text=True, timeout=240)
 
 
 # What it reports
@@ -82,7 +82,7 @@ def test_canaries_and_the_leak_audit_come_out_clean_with_either_core(setting):
         env=os.environ | {"FPSTATE_CORE": setting},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     if done.returncode == 3 and setting == "fast":
         pytest.skip(done.stderr)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 from engine_runs import UNASKED
-from kvm_runs import check, run_all, run_one, runnable, turn
+from kvm_runs import LONG_NS, check, run_all, run_one, runnable, turn, turn_into_the_loop
 
 from fpstate.arch.component import LEGACY
 from fpstate.engine.leak import audit
@@ -204,7 +204,7 @@ def test_a_vso_that_was_changed_from_outside_is_loaded_again(kvm):
     for each in (False, True):
         engine = kvm(each=each)
         guests = [engine.vcpu(CANARY.load(), seed=seed, argument=100_000) for seed in range(2)]
-        turn(engine, guests, 8)
+        turn_into_the_loop(engine, guests, 8)
         engine.manager.load(guests[1].vso, guests[0].vso.image())
         guests[1].attach()
         run_all(engine, guests)
@@ -278,6 +278,6 @@ def test_queues_keep_their_rules(kvm):
         second.add(guest)
     with pytest.raises(VsoError, match="not in this queue"):
         second.remove(guest)
-    assert first.run(100_000, 10_000_000) is guest
+    assert first.run(100_000, LONG_NS) is guest
     with pytest.raises(VsoError, match="has ended"):
         first.add(guest)

@@ -16,8 +16,8 @@ from fpstate.engine.model.task import Task
 from fpstate.engine.model.virtual_machine import create_vcpu, enter_guest, leave_guest, set_cpuid
 from fpstate.errors import PermissionDenied
 from fpstate.image import initial_value
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.permission import Kind
-from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"

@@ -11,6 +11,7 @@ from fpstate.arch import Component, Cpu, Format, Layout
 from fpstate.arch.component import LEGACY, components_in
 from fpstate.engine.model import Behaviour, Processor
 from fpstate.image import Image
+from fpstate.image.tile import is_loaded
 from fpstate.testing.strategies import cpus, images, masks
 
 RECORDED = cpus().filter(lambda cpu: cpu.has("XSAVE"))
@@ -18,7 +19,9 @@ MXCSR = slice(24, 28)
 
 
 def processor_of(cpu: Cpu) -> Processor:
-    behaviour = dataclasses.replace(Behaviour.of(cpu), pointer_bits=64)  # images have pointers of any width
+    behaviour = dataclasses.replace(
+        Behaviour.of(cpu), fip_bits=64, fdp_bits=64
+    )  # images have pointers of any width
     processor = Processor(cpu, behaviour)
     processor.xcr0, processor.xss = cpu.xcr0 | LEGACY, cpu.xss
     return processor
@@ -40,6 +43,12 @@ def loaded(draw: st.DrawFn) -> tuple[Processor, Image]:
     format = draw(st.sampled_from(formats_of(cpu)))
     mask = processor.xcr0 if format is Format.STANDARD else draw(masks(processor.xcr0)) | LEGACY
     image = draw(images(layout_of(cpu, format, mask), cpu.mxcsr_mask))
+    if Component.TILECFG in image.layout:
+        place = image.layout.place(Component.TILECFG)
+        if not is_loaded(
+            image.store.view[place.offset : place.end]
+        ):  # a restore takes no other configuration
+            image.store.view[place.offset : place.end] = b"\1" + bytes(63)
     data = bytearray(image.to_bytes()).ljust(Layout.standard(cpu, processor.xcr0).size, b"\0")
     if format is Format.STANDARD and not image.xstate_bv & 6:
         data[MXCSR] = (0x1F80).to_bytes(4, "little")  # loaded all the same, though the image states none

@@ -27,21 +27,34 @@ from fpstate.arch.layout import Layout
 from fpstate.errors import LayoutError
 
 ALL: Final = (1 << 64) - 1
+INIT_PKRU: Final = 0x55555554
+"""PKRU of a new program under Linux, unless ``init_pkru=`` on its command line says otherwise."""
 _KVM_XSAVE_SIZE: Final = 4096
 _KVM_SUPPORTED: Final = USER_SUPPORTED & ~mask_of(Component.APX)
 _MPX: Final = mask_of(Component.BNDREGS, Component.BNDCSR)
-_SVM_VENDORS: Final = frozenset({"AuthenticAMD", "HygonGenuine"})
-"""Where KVM runs on SVM, which cannot give guests MPX: ``svm_hardware_setup`` takes it out of what KVM supports."""
+_AMD_VENDORS: Final = frozenset({"AuthenticAMD", "HygonGenuine"})
+"""AMD's processors and their descendants. KVM runs there on SVM, which cannot give guests MPX:
+``svm_hardware_setup`` takes it out of what KVM supports. All others are taken to be like Intel's."""
 
 
 class Consumer(enum.Enum):
-    """Whoever loads an image, each with conditions of its own."""
+    """Whoever loads an image, each with conditions of its own.
+
+    The first five take an XSAVE image as it stands, SIGRETURN32 one behind 112 bytes in the form of FSAVE. The last
+    four take older forms: FPREGS and PRXFPREG 512 bytes of FXSAVE, FSAVE the 108 bytes of 32-bit FSAVE, KVM_FPU
+    the 416 of ``struct kvm_fpu``.
+    """
 
     XRSTOR = "xrstor"
     XRSTORS = "xrstors"
     SIGRETURN = "sigreturn"
     PTRACE = "ptrace"
     KVM = "kvm"
+    SIGRETURN32 = "sigreturn32"
+    FPREGS = "fpregs"
+    PRXFPREG = "prxfpreg"
+    FSAVE = "fsave"
+    KVM_FPU = "kvm-fpu"
 
     @property
     def title(self) -> str:
@@ -55,7 +68,21 @@ _TITLES: Final = {
     Consumer.SIGRETURN: "rt_sigreturn",
     Consumer.PTRACE: "PTRACE_SETREGSET (NT_X86_XSTATE)",
     Consumer.KVM: "KVM_SET_XSAVE",
+    Consumer.SIGRETURN32: "sigreturn of a 32-bit program",
+    Consumer.FPREGS: "PTRACE_SETFPREGS, or NT_PRFPREG of a 64-bit program",
+    Consumer.PRXFPREG: "NT_PRXFPREG of a 32-bit program",
+    Consumer.FSAVE: "NT_PRFPREG of a 32-bit program",
+    Consumer.KVM_FPU: "KVM_SET_FPU",
 }
+
+WHOLE_IMAGE: Final = (
+    Consumer.XRSTOR,
+    Consumer.XRSTORS,
+    Consumer.SIGRETURN,
+    Consumer.PTRACE,
+    Consumer.KVM,
+)
+"""Those that take the bytes of an XSAVE image from their first one on."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +95,15 @@ class Target:
     ``compacted_restore``: the kernel restores its own images in the compacted format, as it does wherever
     XSAVEC is. ``magic2_at_user_size``: it looks for a frame's second magic behind the task's own user size,
     as Linux did from 6.15 until that was reverted, and not where the frame says.
+
+    ``expandable``: what of ``xfd`` the task may have, and gets from Linux when it first needs it: the restore that
+    raised #NM is repeated, and nobody sees a fault.
+
+    What processors do differently:
+    ``reads_absent``: a compacted restore reaches the last byte of what RFBM and XCOMP_BV have, present or not;
+    ``header_first``: the header is judged before memory behind it is found to be missing;
+    ``partial_restore``: a compacted restore that is refused for MXCSR has loaded and initialised some components.
+    Intel's were measured on Emerald Rapids, AMD's on Zen 4.
     """
 
     cpu: Cpu
@@ -81,21 +117,29 @@ class Target:
     requested: int = ALL
     compacted_restore: bool = True
     magic2_at_user_size: bool = False
+    expandable: int = 0
+    reads_absent: bool = False
+    header_first: bool = True
+    partial_restore: bool = False
 
     @classmethod
-    def from_cpu(cls, cpu: Cpu, *, permitted: int = 0) -> Self:
+    def from_cpu(cls, cpu: Cpu, *, permitted: int = 0, used: int = ALL) -> Self:
         """Return the target that Linux makes of a processor.
 
-        ``permitted`` are the components that it gives on request only (TILEDATA) and that were requested and
-        used. Where ``enabled_xcr0`` is known, what it leaves off is off.
+        ``permitted`` are the components that it gives on request only (TILEDATA) and that were requested, ``used``
+        those of them that the task has used since, or that its process had used when it was made: until then its
+        buffer has no room for them. Where ``enabled_xcr0`` is known, what it leaves off is off.
         """
         enabled = USER_SUPPORTED if cpu.enabled_xcr0 is None else cpu.enabled_xcr0
         xcr0 = cpu.user_mask & enabled | LEGACY
         if not cpu.has("XFD"):
             xcr0 &= ~AMX  # XSETBV takes TILECFG and TILEDATA together
-        held_back = xcr0 & USER_DYNAMIC & ~permitted
-        kvm = xcr0 & _KVM_SUPPORTED & ~held_back
-        if cpu.vendor in _SVM_VENDORS:
+        held_back = xcr0 & USER_DYNAMIC & ~(permitted & used)
+        kvm = xcr0 & _KVM_SUPPORTED & ~(USER_DYNAMIC & ~permitted)
+        if kvm & AMX != AMX:
+            kvm &= ~AMX  # kvm_get_filtered_xcr0: TILECFG is not offered without TILEDATA
+        is_amd = cpu.vendor in _AMD_VENDORS
+        if is_amd:
             kvm &= ~_MPX
         return cls(
             cpu=cpu,
@@ -106,6 +150,10 @@ class Target:
             kvm_xcr0=kvm,
             guest_xcr0=kvm,
             compacted_restore=cpu.has("XSAVEC"),
+            expandable=held_back & permitted,
+            reads_absent=not is_amd,
+            header_first=is_amd,
+            partial_restore=not is_amd,
         )
 
     def with_(self, **changes: int | bool) -> Self:

@@ -27,6 +27,7 @@ from fpstate.image.subject import (
     XSTATE_BV_AT,
     Subject,
 )
+from fpstate.image.tile import CONFIGURATION_SIZE, is_loaded, use_defects
 
 _X87_PIECES: Final = ((0, 24), (32, 128))
 _STACK: Final = slice(32, 160)
@@ -91,7 +92,8 @@ def _stale_data(subject: Subject) -> Iterator[Breach]:
         return
     for component in unstated_data(subject):
         yield Breach(
-            f"{component_name(component)} is absent, and its bytes hold something left over",
+            f"{component_name(component)} is absent, and its bytes hold something left over"
+            + (": what the stack had before the frame" if subject.is_frame else ""),
             *(subject.layout.offset(component), None, None, component),
         )
 
@@ -151,6 +153,20 @@ def _tiles_without_shape(subject: Subject) -> Iterator[Breach]:
         )
 
 
+def _unusable_tile(subject: Subject) -> Iterator[Breach]:
+    if not subject.xstate_bv & mask_of(Component.TILECFG) or subject.layout is None:
+        return
+    data = subject.component_bytes(Component.TILECFG)
+    if len(data) < CONFIGURATION_SIZE or not is_loaded(data):
+        return
+    for defect in use_defects(data):
+        yield Breach(
+            f"{defect.text}: TILELOADD and TILESTORED raise #UD for it",
+            *(subject.layout.offset(Component.TILECFG) + defect.offset, defect.found, defect.expected),
+            *(Component.TILECFG, "tilecfg"),
+        )
+
+
 def _ignored_reserved(subject: Subject) -> Iterator[Breach]:
     if (
         subject.fx_only
@@ -177,9 +193,11 @@ def _between(subject: Subject) -> Iterator[Breach]:
         data = subject.content[start:end]
         if any(data):
             first = next(index for index, byte in enumerate(data) if byte)
+            left_over = ": nobody writes them in a frame, which keeps what the stack had"
+            foreign = "" if start < MIN_SIZE else ": perhaps the layout is that of another processor"
             yield Breach(
                 f"bytes {start} to {end - 1} belong to no register, and hold something"
-                + ("" if start < MIN_SIZE else ": perhaps the layout is that of another processor"),
+                + (left_over if subject.is_frame else foreign),
                 *(start + first, data[first], 0),
             )
 
@@ -230,6 +248,8 @@ def _short_payload(subject: Subject) -> Iterator[Breach]:
 
 
 _WARNING, _NOTE = Severity.WARNING, Severity.NOTE
+_X87_READERS: Final = EVERY - {Consumer.SIGRETURN32}
+"""Those that take x87 from the FXSAVE image."""
 
 LINTS: Final = (
     Rule("XS101", "Data in a component that is not stated", _WARNING, EVERY, "SDM Vol. 1, 13.8", _dropped_data,
@@ -237,18 +257,20 @@ LINTS: Final = (
     Rule("XS102", "Left-over bytes in an absent component", _NOTE, EVERY, "SDM Vol. 1, 13.10", _stale_data,
          "they may be another context's: clear them before the image leaves the machine"),
     Rule("XS103", "An initial component that is stated", _NOTE, EVERY, "SDM Vol. 1, 13.6", _over_set),
-    Rule("XS104", "A tag word in the full form", _WARNING, EVERY, "SDM Vol. 1, 10.5.1", _full_tag,
+    Rule("XS104", "A tag word in the full form", _WARNING, _X87_READERS, "SDM Vol. 1, 10.5.1", _full_tag,
          "the abridged tag of an empty stack is 0"),
     Rule("XS105", "MXCSR is 0", _WARNING, EVERY, "SDM Vol. 1, 10.2.3", _mxcsr_zero),
-    Rule("XS106", "FCW is 0", _WARNING, EVERY, "SDM Vol. 1, 8.1.5", _fcw_zero),
+    Rule("XS106", "FCW is 0", _WARNING, _X87_READERS, "SDM Vol. 1, 8.1.5", _fcw_zero),
     Rule("XS107", "An MXCSR bit that Intel lacks", _NOTE, EVERY, "APM Vol. 1, 4.2.2", _amd_only),
     Rule("XS108", "TILEDATA without TILECFG", _WARNING, EVERY, "SDM Vol. 1, 18.3", _tiles_without_shape),
     Rule("XS109", "Reserved header bytes that are ignored here", _WARNING,
          frozenset({Consumer.XRSTOR, Consumer.SIGRETURN}), "SDM Vol. 1, 13.8.1", _ignored_reserved),
     Rule("XS110", "Bytes that belong to no register", _NOTE, EVERY, "SDM Vol. 1, 13.4", _between),
-    Rule("XS111", "ES and B that do not follow from the flags", _NOTE, EVERY, "SDM Vol. 1, 8.1.3.3",
+    Rule("XS111", "ES and B that do not follow from the flags", _NOTE, _X87_READERS, "SDM Vol. 1, 8.1.3.3",
          _pending_bits),
     Rule("XS112", "Another processor's MXCSR_MASK", _NOTE, EVERY, "SDM Vol. 1, 11.6.6", _foreign_mask),
     Rule("XS113", "Less than KVM reads", _WARNING, frozenset({Consumer.KVM}), "KVM API, 4.43", _short_payload),
+    Rule("XS114", "A tile that cannot be loaded or stored", _WARNING, EVERY, "SDM Vol. 2, TILELOADD and TILESTORED",
+         _unusable_tile, "rows have a multiple of 4 bytes; start_row is 0 unless one was interrupted"),
 )  # fmt: skip
 """In the order of their ids."""

@@ -20,7 +20,7 @@ from fpstate.arch.component import (
 from fpstate.arch.component import mask_text as names
 from fpstate.image.consumer import Consumer
 from fpstate.image.finding import Severity
-from fpstate.image.rule import EVERY, RESTORES, UABI, Breach, Rule
+from fpstate.image.rule import EVERY, FRAMES, REGSETS, RESTORES, UABI, Breach, Rule
 from fpstate.image.subject import (
     MAGIC2_SIZE,
     MXCSR_AT,
@@ -44,7 +44,8 @@ def _header_missing(subject: Subject) -> Iterator[Breach]:
     needed = LEGACY_SIZE if subject.fx_only else MIN_SIZE
     if subject.length < needed:
         yield Breach(
-            f"{subject.length} bytes: the {'FXSAVE image' if subject.fx_only else 'header'} ends at {needed}",
+            f"{subject.length} bytes: the {'FXSAVE image' if subject.fx_only else 'header'} ends at {needed}"
+            + _behind(subject),
             *(subject.length, subject.length, needed),
         )
 
@@ -55,7 +56,8 @@ def _component_cut(subject: Subject) -> Iterator[Breach]:
     for component, end in subject.reach():
         if end > subject.length:
             yield Breach(
-                f"{component_name(component)} is read up to byte {end}, the image has {subject.length}",
+                f"{component_name(component)} is read up to byte {end}, the image has {subject.length}"
+                + _behind(subject),
                 *(subject.length, subject.length, end, component),
             )
 
@@ -64,23 +66,31 @@ def _magic2_cut(subject: Subject) -> Iterator[Breach]:
     if not subject.fx_only and subject.magic2 is None and subject.length >= MIN_SIZE:
         end = subject.magic2_at + MAGIC2_SIZE
         yield Breach(
-            f"the second magic word is read up to byte {end}, the frame has {subject.length}",
+            f"the second magic word is read up to byte {end}, the frame has {subject.length}"
+            + _behind(subject),
             *(subject.length, subject.length, end),
         )
 
 
 def _regset_unit(subject: Subject) -> Iterator[Breach]:
-    if subject.length % 8:
+    unit = _UNITS[subject.consumer]
+    if subject.length % unit:
         yield Breach(
-            f"{subject.length} bytes are no multiple of 8 (EINVAL)",
-            *(subject.length, subject.length, subject.length & ~7),
+            f"{subject.length} bytes are not a multiple of {unit} (EINVAL)",
+            *(subject.length, subject.length, subject.length // unit * unit),
         )
 
 
 def _regset_short(subject: Subject) -> Iterator[Breach]:
-    full = subject.target.standard.size
-    if subject.length < full and not subject.length % 8:
-        yield Breach(f"{subject.length} bytes of {full} (EFAULT)", subject.length, subject.length, full)
+    full, unit = regset_size(subject), _UNITS[subject.consumer]
+    if subject.length < full and not subject.length % unit:
+        answer = "EFAULT" if subject.consumer is Consumer.PTRACE else "EINVAL"
+        yield Breach(f"{subject.length} bytes of {full} ({answer})", subject.length, subject.length, full)
+
+
+def regset_size(subject: Subject) -> int:
+    """Return the bytes that a regset must have; what lies behind them is cut off."""
+    return _REGSET_SIZES.get(subject.consumer) or subject.target.standard.size
 
 
 def _misaligned(subject: Subject) -> Iterator[Breach]:
@@ -127,7 +137,7 @@ def _room_not_enabled(subject: Subject) -> Iterator[Breach]:
 
 def _not_the_tasks(subject: Subject) -> Iterator[Breach]:
     allowed = subject.target.user_xfeatures
-    if excess := subject.xstate_bv & ~allowed:
+    if not subject.fx_only and (excess := subject.xstate_bv & ~allowed):
         yield Breach(
             f"XSTATE_BV {subject.xstate_bv:#x} has {names(excess)}{_bit63(excess)},"
             f" the task may have {allowed:#x} (EINVAL)",
@@ -208,10 +218,12 @@ def _mxcsr_reserved(subject: Subject) -> Iterator[Breach]:
 def _held_back(subject: Subject) -> Iterator[Breach]:
     if not subject.instruction:
         return
-    if held := subject.rfbm & subject.xstate_bv & subject.target.xfd:
+    target = subject.target
+    if held := subject.rfbm & subject.xstate_bv & target.xfd & ~target.expandable:
         for component in components_in(held):
             yield Breach(
-                f"IA32_XFD holds {component_name(component)} back: loading it raises #NM",
+                f"IA32_XFD holds {component_name(component)} back: loading it raises #NM, which Linux answers with"
+                " SIGILL, as the task has no permission for it",
                 *(XSTATE_BV_AT, subject.xstate_bv, subject.xstate_bv & ~held, component),
             )
 
@@ -234,6 +246,10 @@ def _cet_reserved(subject: Subject) -> Iterator[Breach]:
                 )
 
 
+def _behind(subject: Subject) -> str:
+    return f", behind {subject.origin} bytes in the form of FSAVE" if subject.origin else ""
+
+
 def _bit63(mask: int) -> str:
     return " and bit 63" if mask & COMPACTED_BIT else ""
 
@@ -243,9 +259,13 @@ _CET: Final = (
     (Component.CET_S, (("pl0_ssp", True), ("pl1_ssp", True), ("pl2_ssp", True))),
 )
 
-_X, _S, _SIG, _PT, _KVM = (
+_UNITS: Final = {Consumer.PTRACE: 8, Consumer.FPREGS: 8, Consumer.PRXFPREG: 4, Consumer.FSAVE: 4}
+"""Bytes of which a regset's length is a multiple (``struct user_regset``, its ``size``)."""
+_REGSET_SIZES: Final = {Consumer.FPREGS: 512, Consumer.PRXFPREG: 512, Consumer.FSAVE: 108}
+
+_X, _S, _SIG, _PT, _KVM, _SIG32 = (
     *(Consumer.XRSTOR, Consumer.XRSTORS, Consumer.SIGRETURN),
-    *(Consumer.PTRACE, Consumer.KVM),
+    *(Consumer.PTRACE, Consumer.KVM, Consumer.SIGRETURN32),
 )
 _ERROR = Severity.ERROR
 _VALIDATE = "validate_user_xstate_header"
@@ -255,18 +275,18 @@ REFUSALS: Final = (
     Rule("XS001", "The header is cut off", _ERROR, EVERY - {_PT}, "SDM Vol. 1, 13.4", _header_missing),
     Rule("XS002", "A component is cut off", _ERROR, EVERY - {_PT}, "SDM Vol. 1, 13.4.3", _component_cut,
          "restore fewer components, or append zeros"),
-    Rule("XS003", "The second magic word is cut off", _ERROR, frozenset({_SIG}), "check_xstate_in_sigframe",
+    Rule("XS003", "The second magic word is cut off", _ERROR, FRAMES, "check_xstate_in_sigframe",
          _magic2_cut),
-    Rule("XS004", "The length is no multiple of 8", _ERROR, frozenset({_PT}), "ptrace_regset", _regset_unit),
-    Rule("XS005", "The regset is too short", _ERROR, frozenset({_PT}), "xstateregs_set", _regset_short,
-         "append zeros up to the size that PTRACE_GETREGSET returns"),
+    Rule("XS004", "The length is no multiple of the regset's unit", _ERROR, REGSETS, "ptrace_regset", _regset_unit),
+    Rule("XS005", "The regset is too short", _ERROR, REGSETS, "xstateregs_set, xfpregs_set, fpregs_set",
+         _regset_short, "append zeros up to the size that PTRACE_GETREGSET returns"),
     Rule("XS006", "The address is misaligned", _ERROR, RESTORES, "SDM Vol. 1, 13.8 and 10.5", _misaligned),
     Rule("XS007", "XSTATE_BV has components that XCR0 lacks", _ERROR, frozenset({_X, _SIG}), "SDM Vol. 1, 13.8.1",
          _not_enabled),
     Rule("XS008", "XSTATE_BV has components that XCOMP_BV lacks", _ERROR, RESTORES, "SDM Vol. 1, 13.8.2", _no_room),
     Rule("XS009", "XCOMP_BV has components that are not enabled", _ERROR, RESTORES, "SDM Vol. 1, 13.8.2 and 13.12",
          _room_not_enabled),
-    Rule("XS010", "XSTATE_BV has components that the task may not have", _ERROR, frozenset({_PT}), _VALIDATE,
+    Rule("XS010", "XSTATE_BV has components that the task may not have", _ERROR, frozenset({_PT, _SIG32}), _VALIDATE,
          _not_the_tasks),
     Rule("XS011", "XSTATE_BV has components that KVM does not take", _ERROR, frozenset({_KVM}),
          "fpu_copy_uabi_to_guest_fpstate", _not_the_guests),
@@ -279,13 +299,14 @@ REFUSALS: Final = (
     Rule("XS015", "Header bytes 16 to 23 are not zero", _ERROR, EVERY, f"{_SDM}; {_VALIDATE}", _reserved_16),
     Rule("XS016", "Header bytes 24 to 63 are not zero", _ERROR, EVERY, f"SDM Vol. 1, 13.8.2; {_VALIDATE}",
          _reserved_24),
-    Rule("XS017", "MXCSR has reserved bits", _ERROR, EVERY, "SDM Vol. 1, 10.2.3; copy_uabi_to_xstate",
-         _mxcsr_reserved),
+    Rule("XS017", "MXCSR has reserved bits", _ERROR, EVERY | {Consumer.FPREGS, Consumer.PRXFPREG},
+         "SDM Vol. 1, 10.2.3; copy_uabi_to_xstate; xfpregs_set", _mxcsr_reserved),
     Rule("XS018", "XFD holds a component back", _ERROR, RESTORES, "SDM Vol. 1, 13.14", _held_back,
-         "request the component with arch_prctl(ARCH_REQ_XCOMP_PERM) and use it first"),
+         "request the component with arch_prctl(ARCH_REQ_XCOMP_PERM), or leave it out of XSTATE_BV or the mask"),
     Rule("XS019", "Shadow-stack state that cannot be loaded", _ERROR, frozenset({_S}), "SDM Vol. 1, 13.12 and 17.2",
          _cet_reserved),
 )  # fmt: skip
 """In the order of their ids."""
 
-assert {consumer for rule in REFUSALS for consumer in rule.consumers} == EVERY >= UABI
+assert {consumer for rule in REFUSALS for consumer in rule.consumers} == set(Consumer) - {Consumer.KVM_FPU}
+assert EVERY >= UABI

@@ -16,7 +16,7 @@ from fpstate.arch.component import (
 )
 from fpstate.arch.layout import Format, Layout
 from fpstate.errors import ImageError
-from fpstate.image.consumer import Consumer, Target
+from fpstate.image.consumer import WHOLE_IMAGE, Consumer, Target
 from fpstate.image.control import MXCSR_INIT
 from fpstate.image.convert import convert
 from fpstate.image.image import Image
@@ -43,6 +43,7 @@ signal frames, where processor and kernel leave what was there before.
 
 _SSE: Final = mask_of(Component.SSE)
 _AVX: Final = mask_of(Component.AVX)
+_TILECFG: Final = mask_of(Component.TILECFG)
 _SOFTWARE: Final = slice(SOFTWARE_AT, 512)
 
 
@@ -62,6 +63,11 @@ class Workpiece:
     """An image on its way to being legal: the steps are to be taken in the order in which ``sanitise`` does."""
 
     def __init__(self, data: bytearray, consumer: Consumer, target: Target, layout: Layout | None) -> None:
+        if consumer not in WHOLE_IMAGE:
+            raise ImageError(
+                f"{consumer.title} takes another form than an XSAVE image, and nothing is repaired for it",
+                help="repair the image for ptrace, and convert what comes of it",
+            )
         self.data, self.consumer, self.target = data, consumer, target
         self.repairs: list[Repair] = []
         self._given = layout
@@ -130,6 +136,12 @@ class Workpiece:
         mxcsr = self._word(MXCSR_AT, 4)
         self._put("XS017", "reserved bits of MXCSR cleared", MXCSR_AT, mxcsr & self.target.mxcsr_mask, size=4)
         for finding in check(self.data, self.consumer, self.target, layout=self.layout):
+            if finding.id == "XS034":
+                self._put(
+                    *("XS034", "TILECFG left out: it would become initial", XSTATE_BV_AT),
+                    *(self._word(XSTATE_BV_AT) & ~_TILECFG, Component.TILECFG),
+                )
+                self._wipe(Component.TILECFG)
             if finding.id == "XS019" and finding.offset is not None and finding.expected is not None:
                 self._put(
                     *("XS019", f"{finding.register} made loadable", finding.offset),

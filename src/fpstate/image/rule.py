@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from fpstate.image.consumer import Consumer
+from fpstate.image.consumer import WHOLE_IMAGE, Consumer
 from fpstate.image.finding import Finding, Severity
 from fpstate.image.subject import Subject
 
-EVERY: Final = frozenset(Consumer)
+EVERY: Final = frozenset({*WHOLE_IMAGE, Consumer.SIGRETURN32})
+"""Those that take an XSAVE image."""
+FRAMES: Final = frozenset({Consumer.SIGRETURN, Consumer.SIGRETURN32})
+"""Those that take a signal frame's image."""
+REGSETS: Final = frozenset({Consumer.PTRACE, Consumer.FPREGS, Consumer.PRXFPREG, Consumer.FSAVE})
+"""Those that take a regset."""
 RESTORES: Final = frozenset({Consumer.XRSTOR, Consumer.XRSTORS, Consumer.SIGRETURN})
 """Those that have the processor read the bytes by XRSTOR or XRSTORS."""
 UABI: Final = frozenset({Consumer.PTRACE, Consumer.KVM})
@@ -51,7 +56,7 @@ class Rule:
                 message=breach.message,
                 component=breach.component,
                 register=breach.register,
-                offset=breach.offset,
+                offset=None if breach.offset is None else breach.offset + subject.origin,
                 found=breach.found,
                 expected=breach.expected,
                 source=self.source,

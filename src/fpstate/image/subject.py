@@ -20,7 +20,7 @@ from fpstate.arch.component import (
     mask_of,
 )
 from fpstate.arch.layout import Format, Layout
-from fpstate.image.consumer import ALL, Consumer, Target
+from fpstate.image.consumer import Consumer, Target
 
 MXCSR_AT: Final = 24
 SOFTWARE_AT: Final = 464
@@ -30,6 +30,8 @@ RESERVED_AT: Final = LEGACY_SIZE + 16
 MAGIC1: Final = 0x46505853
 MAGIC2: Final = 0x46505845
 MAGIC2_SIZE: Final = 4
+IA32_FSAVE_SIZE: Final = 112
+"""Bytes before the FXSAVE image in the signal frame of a 32-bit program (``struct fregs_state``)."""
 FRAME: Final = struct.Struct("<IIQI")
 """``struct _fpx_sw_bytes`` without its padding: magic1, extended_size, xfeatures, xstate_size."""
 
@@ -38,6 +40,7 @@ _WORD: Final = struct.Struct("<I")
 _MXCSR_CARRIERS: Final = mask_of(Component.SSE, Component.AVX)
 _SSE: Final = mask_of(Component.SSE)
 _UABI_MXCSR: Final = LEGACY | mask_of(Component.AVX)
+_OLDER: Final = frozenset({Consumer.FPREGS, Consumer.PRXFPREG, Consumer.FSAVE, Consumer.KVM_FPU})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ class Frame:
 class Subject:
     """Some bytes, for one consumer on one target, at an address of which the low bits count.
 
-    ``layout`` says where the components lie when that is known better than from the target's CPUID.
+    ``layout`` says where the components lie when that is known better than from the target's CPUID. All offsets
+    count from the XSAVE image, which begins ``origin`` bytes into what the consumer is given.
     """
 
     def __init__(
@@ -65,7 +69,8 @@ class Subject:
         address: int = 0,
         layout: Layout | None = None,
     ) -> None:
-        self.data = bytes(data)
+        self.origin = IA32_FSAVE_SIZE if consumer is Consumer.SIGRETURN32 else 0
+        self.data = bytes(data)[self.origin :]
         self.consumer = consumer
         self.target = target
         self.address = address
@@ -110,8 +115,10 @@ class Subject:
 
     @cached_property
     def fx_only(self) -> bool:
-        """Whether sigreturn takes the frame for an FXSAVE image and loads no more than that."""
-        if self.consumer is not Consumer.SIGRETURN:
+        """Whether the bytes are taken for an FXSAVE image, of which no more than that is loaded."""
+        if self.consumer in _OLDER:
+            return True
+        if self.consumer is not Consumer.SIGRETURN and self.consumer is not Consumer.SIGRETURN32:
             return False
         return not self.is_frame or not self.sizes_fit or self.magic2 not in (None, MAGIC2)
 
@@ -119,8 +126,10 @@ class Subject:
     def rfbm(self) -> int:
         """The components that the restore is asked for: the instruction's RFBM, or what the kernel passes."""
         target = self.target
-        if self.consumer is Consumer.SIGRETURN:
-            return LEGACY if self.fx_only else self.frame.xfeatures & target.user_xfeatures
+        if self.fx_only:
+            return LEGACY
+        if self.consumer in (Consumer.SIGRETURN, Consumer.SIGRETURN32):
+            return self.frame.xfeatures & target.user_xfeatures
         if self.consumer is Consumer.XRSTOR:
             return target.requested & target.xcr0
         if self.consumer is Consumer.XRSTORS:
@@ -160,8 +169,15 @@ class Subject:
 
     @cached_property
     def expected_layout(self) -> Layout | None:
-        """Where the consumer will look for the components, whatever is known of the producer."""
-        return self.target.compacted(self.xcomp_bv) if self.compacted else self.target.standard
+        """Where the consumer will look for the components, whatever is known of the producer.
+
+        None where XCOMP_BV has what is not enabled: processors refuse that before they reach for any component
+        (measured on Emerald Rapids, which otherwise finds memory missing before it judges the header).
+        """
+        if not self.compacted:
+            return self.target.standard
+        enabled = self.target.xcr0 | (self.target.xss if self.consumer is Consumer.XRSTORS else 0)
+        return None if self.xcomp_bv & ~COMPACTED_BIT & ~enabled else self.target.compacted(self.xcomp_bv)
 
     @cached_property
     def format(self) -> Format:
@@ -170,17 +186,31 @@ class Subject:
 
     @cached_property
     def touched(self) -> int:
-        """The components whose bytes the consumer reads.
+        """The components up to whose last byte the consumer reaches.
 
-        XRSTOR may read the whole of what it is asked for in the standard format, and Zen 3 does; in the
-        compacted format it reads what is present.
+        In the standard format XRSTOR reaches the last byte of what it is asked for, present or not. In the compacted
+        format Intel's processors do so too, within XCOMP_BV, and AMD's read what is present. A hole in the middle,
+        where absent components would be, is not noticed: an image that is too short is. The kernel copies what is
+        present, and looks at nothing of what it refuses.
         """
         if self.fx_only:
             return LEGACY
-        if self.instruction and not self.compacted:
+        if not self.instruction:
+            return self.xstate_bv & self.allowed
+        if not self.compacted:
             return self.rfbm
-        present: int = self.xstate_bv & (self.rfbm if self.instruction else ALL)
-        return present & (self.xcomp_bv if self.compacted else ALL)
+        present: int = self.rfbm & self.xcomp_bv
+        return present if self.target.reads_absent else present & self.xstate_bv
+
+    @cached_property
+    def allowed(self) -> int:
+        """The components that the consumer lets the task or the guest have."""
+        target = self.target
+        if self.consumer is Consumer.KVM:
+            return target.kvm_xcr0
+        if self.consumer is Consumer.XRSTORS:
+            return target.xcr0 | target.xss
+        return target.xcr0 if self.consumer is Consumer.XRSTOR else target.user_xfeatures
 
     def reach(self) -> list[tuple[int, int]]:
         """The components that the consumer reads, each with the first byte behind it."""
@@ -217,6 +247,15 @@ class Subject:
             return b""
         place = layout.place(component)
         return self.content[place.offset : place.end]
+
+    def read(self, component: int) -> bytes:
+        """Return the bytes that the consumer takes for a component; empty where it has no place or is cut off."""
+        layout = self.expected_layout
+        if layout is None or component not in layout:
+            return b""
+        place = layout.place(component)
+        data = self.data[place.offset : place.end]
+        return data if len(data) == place.size else b""
 
     def held(self) -> list[int]:
         """The components that the layout has room for, ascending."""

@@ -14,11 +14,23 @@ from fpstate.arch.layout import Format, Layout
 from fpstate.image import Image
 from fpstate.image.canonical import register_spans
 from fpstate.image.consumer import Consumer, Target
+from fpstate.image.convert import convert
 from fpstate.image.finding import Finding
+from fpstate.image.legacy import FSAVE_LAYOUT, to_fsave, to_fxsave
 from fpstate.image.rules import Verdict, check, predict
-from fpstate.image.subject import FRAME, MAGIC1, MAGIC2, MXCSR_AT, SOFTWARE_AT, XCOMP_BV_AT, XSTATE_BV_AT
+from fpstate.image.subject import (
+    FRAME,
+    IA32_FSAVE_SIZE,
+    MAGIC1,
+    MAGIC2,
+    MXCSR_AT,
+    SOFTWARE_AT,
+    XCOMP_BV_AT,
+    XSTATE_BV_AT,
+)
 
 _C = Component
+_OLDER: Final = (Consumer.FPREGS, Consumer.PRXFPREG, Consumer.FSAVE, Consumer.KVM_FPU)
 _WHOLE_CPU: Final = "sapphire-rapids"
 _FIXED: Final[Mapping[int, bytes]] = MappingProxyType(
     {
@@ -57,24 +69,31 @@ class Case:
         return predict(self.data, self.consumer, self.target, address=self.address, layout=self.layout)
 
     @property
+    def origin(self) -> int:
+        """Bytes before the XSAVE image: the FSAVE part of a 32-bit program's signal frame."""
+        return IA32_FSAVE_SIZE if self.consumer is Consumer.SIGRETURN32 else 0
+
+    @property
     def format(self) -> Format:
         """The format that the header states."""
         return Format.COMPACTED if self.word(XCOMP_BV_AT) & COMPACTED_BIT else Format.STANDARD
 
     def word(self, offset: int, size: int = 8) -> int:
-        """Return an unsigned integer of the image."""
-        return int.from_bytes(self.data[offset : offset + size], "little")
+        """Return an unsigned integer of the image, ``offset`` bytes from where that begins."""
+        at = self.origin + offset
+        return int.from_bytes(self.data[at : at + size], "little")
 
     def put(self, offset: int, value: int, size: int = 8) -> None:
-        """Write an unsigned integer into the image."""
-        self.data[offset : offset + size] = value.to_bytes(size, "little")
+        """Write an unsigned integer into the image, ``offset`` bytes from where that begins."""
+        at = self.origin + offset
+        self.data[at : at + size] = value.to_bytes(size, "little")
 
     def place(self, component: int) -> slice:
         """Return where a component's bytes are."""
         own = self.target.standard
         if self.format is Format.COMPACTED:
             own = Layout.compacted(self.target.cpu, self.word(XCOMP_BV_AT) & ~COMPACTED_BIT)
-        return slice(own.offset(component), own.place(component).end)
+        return slice(self.origin + own.offset(component), self.origin + own.place(component).end)
 
     def forget(self, component: int, *, wipe: bool = True) -> None:
         """Clear a component's XSTATE_BV bit, and its bytes too unless they are to stay behind."""
@@ -93,7 +112,8 @@ def clean_case(
 ) -> Case:
     """Return an image without a finding: every component the consumer may load is there and not initial.
 
-    Signal frames have their magic words, KVM payloads the size that KVM reads. The format is the standard one
+    Signal frames have their magic words, KVM payloads the size that KVM reads; the forms from before XSAVE hold what
+    they can of the same registers. The format is the standard one
     except for XRSTORS; ``format`` chooses where there is a choice. ``permitted`` is as for ``Target.from_cpu``.
     """
     cpu = Cpu.catalog(cpu) if isinstance(cpu, str) else cpu
@@ -105,6 +125,11 @@ def clean_case(
         mask |= target.xss
     layout = Layout.compacted(cpu, mask) if format is Format.COMPACTED else target.standard
     data = _filled(layout, mask, target)
+    if consumer in _OLDER:
+        return Case(_older(consumer, Image(data, layout)), consumer, target)
+    if consumer is Consumer.SIGRETURN32:
+        fsave = _older(Consumer.FSAVE, Image(data, layout)).ljust(IA32_FSAVE_SIZE, b"\0")
+        return Case(fsave + as_frame(data, target), consumer, target)
     if consumer is Consumer.SIGRETURN:
         data = as_frame(data, target)
     elif consumer is Consumer.KVM:
@@ -119,6 +144,18 @@ def as_frame(data: bytes | bytearray, target: Target) -> bytearray:
     frame[SOFTWARE_AT:512] = bytes(512 - SOFTWARE_AT)
     FRAME.pack_into(frame, SOFTWARE_AT, MAGIC1, size + 4, target.user_xfeatures, size)
     return frame + MAGIC2.to_bytes(4, "little")
+
+
+def _older(consumer: Consumer, image: Image) -> bytearray:
+    """Return x87, and SSE where it has a place, in the form of a request from before XSAVE."""
+    if consumer is Consumer.FSAVE:
+        x87 = convert(image, FSAVE_LAYOUT, drop=components_in(image.layout.mask & ~1), narrow_pointers=True)
+        return bytearray(to_fsave(x87.image))
+    fxsave = to_fxsave(image)
+    if consumer is not Consumer.KVM_FPU:
+        return bytearray(fxsave)
+    control, stack, xmm = fxsave[:24], fxsave[32:160], fxsave[160:416]
+    return bytearray(stack + control + xmm + fxsave[24:28] + bytes(4))
 
 
 def _filled(layout: Layout, present: int, target: Target) -> bytearray:

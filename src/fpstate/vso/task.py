@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from fpstate.arch.component import component_name, components_in
 from fpstate.errors import PermissionDenied, VsoError
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.fpstate import Fpstate
 from fpstate.vso.guest import GuestFpu
 from fpstate.vso.live_registers import LiveRegisters
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
-
-INIT_PKRU: Final = 0x55555554
-"""PKRU of a new program: key 0 open, all others without access (``init_pkru_value``)."""
 
 
 class TaskFpu:

@@ -20,10 +20,10 @@ from fpstate.errors import (
     UnsupportedComponent,
     VsoError,
 )
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.fpstate import Fpstate
 from fpstate.vso.guest import GuestFpu
 from fpstate.vso.permission import Kind
-from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"

@@ -12,8 +12,8 @@ from fpstate.engine.model.signals import deliver_signal, sigreturn
 from fpstate.engine.model.virtual_machine import create_vcpu, enter_guest
 from fpstate.errors import ImageError, VsoError
 from fpstate.image import Image
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.image.subject import FRAME, MAGIC1, MAGIC2, MAGIC2_SIZE, SOFTWARE_AT
-from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"
@@ -247,7 +247,7 @@ def test_without_that_check_the_processor_would_fault(spr, monkeypatch):
     class Accepted:
         refusals, fx_only = (), False
 
-    monkeypatch.setattr(signals, "predict", lambda *arguments: Accepted)
+    monkeypatch.setattr(signals, "predict", lambda *arguments, **named: Accepted)
     frame = bytearray(spr.frame())
     frame[520] = 1
     with pytest.raises(Exception, match="#GP"):
@@ -258,3 +258,76 @@ def test_core_is_the_place_of_the_signal():
     kernel = Kernel(Cpu.catalog("zen4"))
     with pytest.raises(VsoError, match="no task"):
         deliver_signal(kernel, Core(kernel.cores[0].registers))
+
+
+def test_a_frame_without_a_state_leaves_all_initial_and_the_pkru_of_a_new_program(spr):
+    spr.frame()
+    spr.write({"xmm3": 99, "k1": 5, "pkru": 0})
+    sigreturn(spr.kernel, spr.core, b"")
+    assert spr.read({"xmm3": 0, "k1": 0, "mxcsr": 0, "pkru": 0}) == {
+        "xmm3": 0,
+        "k1": 0,
+        "mxcsr": 0x1F80,
+        "pkru": INIT_PKRU,
+    }
+
+
+def test_a_refused_frame_leaves_the_same_to_a_task_that_handles_it(spr):
+    frame = bytearray(spr.frame())
+    frame[519] = 1
+    spr.write({"xmm3": 99, "pkru": 0})
+    with pytest.raises(ImageError):
+        sigreturn(spr.kernel, spr.core, bytes(frame), handled=True)
+    assert spr.task.killed is None
+    assert spr.read({"xmm3": 0, "pkru": 0}) == {"xmm3": 0, "pkru": INIT_PKRU}
+
+
+def test_permission_alone_does_not_make_frames_larger():
+    kernel = Kernel(Cpu.catalog("emerald-rapids"))
+    (core,) = kernel.cores
+    task = kernel.spawn()
+    kernel.switch(core, task)
+    kernel.request(task, Component.TILEDATA)
+    core.processor.ldtilecfg(b"\1" + bytes(15) + b"\4" + bytes(31) + b"\1" + bytes(15))
+    frame = deliver_signal(kernel, core)
+    assert FRAME.unpack_from(frame, SOFTWARE_AT) == (MAGIC1, 2820, 0x202E7, 2816)
+    assert int.from_bytes(frame[512:520], "little") >> Component.TILECFG & 1
+    sigreturn(kernel, core)
+    assert core.registers.in_use >> Component.TILECFG & 1
+
+
+def test_an_illegal_configuration_in_a_frame_becomes_initial_and_the_tiles_are_taken(spr):
+    frame = bytearray(spr.frame())
+    frame[513:515] = bytes([frame[513], 6])
+    frame[2752:2816] = b"\2" + bytes(63)
+    sigreturn(spr.kernel, spr.core, bytes(frame))
+    assert spr.read({"tilecfg": 0, "tmm2": 0}) == {"tilecfg": 0, "tmm2": 1 << 8000}
+
+
+def test_a_compacted_header_makes_the_bytes_a_compacted_image(spr):
+    """The kernel does not look at XCOMP_BV: the processor finds other registers at the places of this format."""
+    frame = bytearray(spr.frame())
+    layout = Layout.compacted(spr.kernel.cpu, spr.task.fpu.fpstate.user_xfeatures)
+    frame[520:528] = layout.xcomp_bv.to_bytes(8, "little")
+    sigreturn(spr.kernel, spr.core, bytes(frame))
+    place = layout.place(Component.OPMASK)
+    assert spr.core.processor.file.values[Component.OPMASK] == bytes(frame[place.offset : place.end])
+
+
+@pytest.mark.parametrize("how", ["switch", "signal", "first use of tiles"])
+def test_the_kernel_puts_pkru_in_use(how):
+    """It writes PKRU itself, of 0 too."""
+    handled = Handled("emerald-rapids")
+    handled.write({"pkru": 0})
+    handled.core.processor.file.in_use &= ~mask_of(Component.PKRU)
+    if how == "switch":
+        handled.kernel.switch(handled.core, handled.kernel.spawn())
+        handled.kernel.switch(handled.core, handled.task)
+    elif how == "signal":
+        handled.frame()
+        sigreturn(handled.kernel, handled.core)
+    else:
+        handled.core.processor.xfd = TILEDATA
+        handled.write({"tmm2": 1})
+    assert handled.core.registers.in_use & mask_of(Component.PKRU)
+    assert handled.read({"pkru": 0}) == {"pkru": 0}

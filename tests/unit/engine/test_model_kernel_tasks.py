@@ -21,9 +21,9 @@ from fpstate.errors import (
     UnsupportedComponent,
     VsoError,
 )
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import AltstackRefused, Kind
-from fpstate.vso.task import INIT_PKRU
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"
@@ -90,11 +90,11 @@ class TestSwitch:
                 kernel.request(task, Component.TILEDATA)
             kernel.switch(core, task)
             for register, value in held.items():
-                write(kernel, core, register, value + 4 * number)
+                write(kernel, core, register, value + (number << 10))
         for _ in range(2):
             for number, task in enumerate(tasks):
                 kernel.switch(core, task)
-                assert read(core, *held) == [value + 4 * number for value in held.values()]
+                assert read(core, *held) == [value + (number << 10) for value in held.values()]
 
     def test_what_the_next_task_lacks_is_initial(self, spr):
         (core,) = spr.cores

@@ -80,7 +80,7 @@ def test_untouched_pointers_of_another_context_leak():
 
 @pytest.mark.parametrize(("bits", "fip"), [(48, 0xFFFF_8000_0000_0001), (57, 0xFF00_8000_0000_0001)])
 def test_pointers_are_as_wide_as_linear_addresses(bits, fip):
-    processor = processor_with(pointer_bits=bits)
+    processor = processor_with(fip_bits=bits, fdp_bits=bits)
     processor.xrstor(image_of_x87(pending=True, fip=0x0100_8000_0000_0001))
     assert processor.read("fip") == fip
 

@@ -9,7 +9,7 @@ from fpstate.image.consumer import Consumer
 from fpstate.image.rules import RULES
 
 PAGE = Path(__file__).parents[3] / "docs" / "rules.md"
-SECTION = re.compile(r"^### (XS\d{3}) (.+)\n\n(error|warning|note): ([a-z, ]+)\.", re.MULTILINE)
+SECTION = re.compile(r"^### (XS\d{3}) (.+)\n\n(error|warning|note): ([a-z0-9, -]+)\.", re.MULTILINE)
 
 
 def sections() -> dict[str, tuple[str, str, set[str]]]:

@@ -35,7 +35,9 @@ def test_a_clean_image_has_no_finding_on_any_processor(name, consumer):
 
 @pytest.mark.parametrize("consumer", [Consumer.XRSTOR, Consumer.SIGRETURN])
 def test_a_clean_compacted_image_has_no_finding(consumer):
-    assert clean_case(consumer, format=Format.COMPACTED).findings() == []
+    """But that no kernel writes compacted frames of this size."""
+    findings = clean_case(consumer, format=Format.COMPACTED).findings()
+    assert [finding.id for finding in findings] == (["XS035"] if consumer is Consumer.SIGRETURN else [])
 
 
 @pytest.mark.parametrize(("rule", "consumer"), BROKEN, ids=[f"{r}-{c.value}" for r, c in BROKEN])

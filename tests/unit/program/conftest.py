@@ -14,6 +14,9 @@ import pytest
 from fpstate.program import Program, include_dir
 from fpstate.program.block import TILEDATA
 
+PATIENCE = 240
+"""Seconds after which a program hangs, on however busy a machine."""
+
 HERE = Path(__file__).parent
 XCR0_OF_FLAGS = (("avx", 0x4), ("avx512f", 0xE0), ("ospke", 0x200), ("amx_tile", 0x60000))
 
@@ -68,7 +71,7 @@ def guest_host(tmp_path_factory: pytest.TempPathFactory, built: None) -> Path:
 
 @pytest.fixture
 def run(guest_host: Path, tmp_path: Path, features: int) -> Callable[..., Run]:
-    """run(program, seed, argument, *options, features=, milliseconds=) -> Run."""
+    """run(program, seed, argument, *options, features=, milliseconds=) -> Run; milliseconds of processor time."""
 
     def run_program(
         program: Program,
@@ -86,7 +89,7 @@ def run(guest_host: Path, tmp_path: Path, features: int) -> Callable[..., Run]:
             env={"GUEST_HOST_MILLISECONDS": str(milliseconds)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=True,
         )
         values = dict(line.partition(" ")[::2] for line in finished.stdout.splitlines())

@@ -313,7 +313,7 @@ int main(int argc, char **argv)
         timer_t timer;
         struct itimerspec when = {.it_value = {milliseconds / 1000, milliseconds % 1000 * 1000000}};
         struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
-        if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 || timer_settime(timer, 0, &when, NULL) != 0)
+        if (timer_create(CLOCK_PROCESS_CPUTIME_ID, &event, &timer) != 0 || timer_settime(timer, 0, &when, NULL) != 0)
             return 2;
         enter(memory + entry, block, top, has_xsave());
     }

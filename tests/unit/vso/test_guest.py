@@ -19,11 +19,12 @@ from fpstate.errors import (
     VsoError,
 )
 from fpstate.image import Image
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.fpstate import Fpstate
 from fpstate.vso.guest import UABI_MINIMUM, GuestFpu
 from fpstate.vso.manager import Manager
 from fpstate.vso.permission import Kind
-from fpstate.vso.task import INIT_PKRU, TaskFpu
+from fpstate.vso.task import TaskFpu
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"

@@ -11,6 +11,7 @@ from fpstate.engine.model.control import IA32_XFD, IA32_XFD_ERR, IA32_XSS
 from fpstate.engine.model.machine import ALL
 from fpstate.engine.model.processor import Processor
 from fpstate.engine.model.register_file import RegisterFile, RestoreInfo
+from fpstate.engine.model.x87 import Place
 
 __all__ = [
     "ALL",
@@ -19,6 +20,7 @@ __all__ = [
     "IA32_XSS",
     "SOURCES",
     "Behaviour",
+    "Place",
     "Pointers",
     "Processor",
     "RegisterFile",

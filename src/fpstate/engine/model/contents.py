@@ -12,6 +12,7 @@ from typing import Final
 
 from fpstate.arch.component import COMPONENTS, Component
 from fpstate.image.canonical import register_spans
+from fpstate.image.tile import is_loaded
 
 CONTROL_SIZE: Final = 24
 """Bytes of the x87 fields before MXCSR."""
@@ -78,9 +79,12 @@ def with_pointers_of(value: bytes, other: bytes) -> bytes:
     return value[:_POINTERS] + other[_POINTERS:CONTROL_SIZE] + value[CONTROL_SIZE:]
 
 
-def with_canonical_pointers(value: bytes, bits: int) -> bytes:
-    """Return x87 registers with ``bits`` bits of FIP and FDP, sign-extended to 64."""
-    fip, fdp = (_sign_extended(int.from_bytes(value[start : start + 8], "little"), bits) for start in (8, 16))
+def with_canonical_pointers(value: bytes, fip_bits: int, fdp_bits: int) -> bytes:
+    """Return x87 registers with so many bits of FIP and FDP, sign-extended to 64."""
+    fip, fdp = (
+        _sign_extended(int.from_bytes(value[start : start + 8], "little"), bits)
+        for start, bits in ((8, fip_bits), (16, fdp_bits))
+    )
     return value[:8] + fip.to_bytes(8, "little") + fdp.to_bytes(8, "little") + value[CONTROL_SIZE:]
 
 
@@ -98,6 +102,11 @@ def narrow(value: bytes, selectors: tuple[int, int]) -> bytes:
     return value[:8] + b"".join(pointers)
 
 
+def tile_configuration(area: bytes) -> bytes:
+    """Return TILECFG as a restore takes it: an illegal configuration becomes the initial one, without a fault."""
+    return area if is_loaded(area) else bytes(len(area))
+
+
 def _without_padding(spans: tuple[tuple[int, int], ...], area: bytes) -> bytes:
     value = bytearray(len(area))
     for offset, size in spans:
@@ -108,6 +117,7 @@ def _without_padding(spans: tuple[tuple[int, int], ...], area: bytes) -> bytes:
 LOADED: Final[Mapping[int, Callable[[bytes], bytes]]] = MappingProxyType(
     {
         Component.X87: x87_loaded,
+        Component.TILECFG: tile_configuration,
         **{
             component: partial(_without_padding, register_spans(component))
             for component in (Component.BNDCSR, Component.PKRU)

@@ -177,6 +177,7 @@ class Kernel:
                 task.vm.guest.xfd_err = held
                 raise
         task.fpu.enable(held)
+        core.registers.reload()
         return operation(core.processor)
 
     def kill(self, core: Core, reason: FpStateError) -> None:
@@ -235,7 +236,8 @@ class Kernel:
             raise
 
     def _load(self, core: Core, task: Task) -> None:
-        """Load a task; where that fails or is interrupted, the registers are nobody's."""
+        """Load a task; where that fails or is interrupted, the registers are nobody's. PKRU is written anew."""
+        task.written = None
         try:
             task.fpu.load(core.registers)
             core.registers.pkru = task.fpu.pkru

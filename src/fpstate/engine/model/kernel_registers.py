@@ -109,6 +109,13 @@ class KernelRegisters:
             else:  # the standard format has fixed places, and an elastic buffer may end before the last
                 processor.xrstor(bytes(area).ljust(self.config.user_max.size, b"\0"), rfbm)
 
+    def reload(self) -> None:
+        """Do what a way through the kernel does that loads the same state again: XRSTOR_INFO is another's, and PKRU
+        was written, which puts it in use where writes count (measured on Emerald Rapids).
+        """
+        self.processor.file.info = None
+        self.pkru = self.pkru
+
     def take_xfd_error(self) -> int:
         """Read IA32_XFD_ERR and clear it, as a handler of #NM must (``handle_xfd_event``)."""
         with self.kernel_mode() as processor:

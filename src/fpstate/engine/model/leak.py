@@ -15,9 +15,9 @@ from fpstate.engine.model.engine import STEP_NS, ModelEngine
 from fpstate.engine.model.pattern import pattern
 from fpstate.engine.model.scripts import SCRIPTS
 from fpstate.image import initial_value
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.audit import AuditReport, Canaries
 from fpstate.vso.permission import Kind
-from fpstate.vso.task import INIT_PKRU
 from fpstate.vso.vcpu import ExitKind
 from fpstate.vso.vso import Vso
 

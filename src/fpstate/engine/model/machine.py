@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from fpstate.arch.component import (
@@ -19,18 +17,13 @@ from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.model.behaviour import Behaviour
 from fpstate.engine.model.fault import NOT_AVAILABLE, UNDEFINED, fault, refusal
-from fpstate.engine.model.register_file import RegisterFile
+from fpstate.engine.model.register_file import REACHED, RegisterFile
 
 SWITCHED: Final = LEGACY | AVX512 | mask_of(Component.AVX)
 """Components whose instructions raise #NM while CR0.TS is set (SDM Vol. 3, 2.5); those of AMX do not."""
 GATED: Final = AVX512 | AMX | mask_of(Component.AVX, Component.BNDREGS, Component.BNDCSR, Component.APX)
 """Components whose instructions raise #UD unless XCR0 enables them (SDM Vol. 1, 13.3)."""
-_HI16_ZMM: Final = mask_of(Component.HI16_ZMM)
 ALL: Final = (1 << 64) - 1
-REACHED: Final[Mapping[int, int]] = MappingProxyType(
-    {Component.SSE: 128, Component.AVX: 128, Component.ZMM_HI256: 256, Component.HI16_ZMM: 0}
-)
-"""Bytes of these components that exist outside 64-bit mode: registers 0 to 7 (SDM Vol. 1, 13.5)."""
 
 
 class Span(NamedTuple):
@@ -71,6 +64,11 @@ def reached(spans: Spans) -> Spans:
     return tuple(
         span._replace(end=min(span.end, span.start + REACHED.get(span.component, span.end))) for span in spans
     )
+
+
+def touched(spans: Spans, mask: int) -> int:
+    """Return how many bytes an instruction needs that reaches the last byte of each of these components."""
+    return max((MIN_SIZE, *(span.end for span in spans if mask & span.bit)))
 
 
 def _spans(layout: Layout) -> tuple[Spans, int]:
@@ -139,8 +137,9 @@ class Machine:
 
     def in_use(self) -> int:
         """XINUSE as saves take it, without what IA32_XFD holds back."""
-        in_use = self.file.in_use & ~self.xfd
-        return in_use if self.long_mode or self.behaviour.upper_in_use else in_use & ~_HI16_ZMM
+        file = self.file
+        seen = file.in_use if self.long_mode or self.behaviour.upper_in_use else file.lower
+        return seen & ~self.xfd
 
     def selectors(self) -> tuple[int, int]:
         """FCS and FDS as a save without REX.W writes them."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Final, Self
 
 from fpstate.arch.component import mask_of
 from fpstate.arch.cpu import Cpu
-from fpstate.engine.model import control, enumeration, instruction, name, restore, save
+from fpstate.engine.model import amx, control, enumeration, instruction, name, restore, save, x87
 from fpstate.engine.model.area import Area
 from fpstate.engine.model.behaviour import Behaviour
 from fpstate.engine.model.machine import ALL, Machine
 from fpstate.engine.model.register_file import RegisterFile
 from fpstate.engine.model.supervisor import check_contents
+from fpstate.engine.model.x87 import Place
 from fpstate.errors import ImageError
 from fpstate.image import Image
 from fpstate.vso.config import FpuConfig
+
+_NOWHERE: Final = Place()
 
 
 class Processor(Machine):
@@ -27,7 +30,8 @@ class Processor(Machine):
     ``wide`` is REX.W, the forms with ``64`` in their names.
 
     Raises ProcessorFault with the vector and the reason, as the instruction raises an exception; the
-    registers then are what they were. What the model takes from which manual: docs/model.md.
+    registers then are what they were, but for what ``Behaviour.partial_restore`` says. What the model takes
+    from which manual: docs/model.md.
     """
 
     @classmethod
@@ -133,7 +137,8 @@ class Processor(Machine):
     def write_all(self, registers: Mapping[str, int]) -> None:
         """Write several registers at once: all of them, or none where one is refused.
 
-        Raises #GP for an MXCSR that LDMXCSR, and for CET and PASID values that WRMSR does not take.
+        Raises #GP for an MXCSR that LDMXCSR, a configuration that LDTILECFG, and for CET and PASID values that WRMSR
+        does not take.
         """
         mask = 0
         for register in registers:
@@ -144,7 +149,10 @@ class Processor(Machine):
             image.registers[register] = value
         instruction.check_mxcsr(self, image.registers["mxcsr"])
         for place in image.layout.places:
-            check_contents(place.component, bytes(image.store.view[place.offset : place.end]))
+            data = bytes(image.store.view[place.offset : place.end])
+            check_contents(place.component, data)
+            if place.component == amx.TILECFG:
+                amx.check_configuration(data)
         name.take(self.file, image)
 
     def image(self, mask: int | None = None) -> Image:
@@ -175,19 +183,19 @@ class Processor(Machine):
 
     def fninit(self) -> None:
         """FNINIT."""
-        instruction.fninit(self)
+        x87.fninit(self)
 
     def fnclex(self) -> None:
         """FNCLEX."""
-        instruction.fnclex(self)
+        x87.fnclex(self)
 
     def fldcw(self, control_word: int) -> None:
         """FLDCW; #MF while an unmasked exception is pending."""
-        instruction.fldcw(self, control_word)
+        x87.fldcw(self, control_word)
 
     def emms(self) -> None:
         """EMMS; #MF likewise."""
-        instruction.emms(self)
+        x87.emms(self)
 
     def ldmxcsr(self, mxcsr: int) -> None:
         """LDMXCSR; #GP for reserved bits."""
@@ -195,7 +203,15 @@ class Processor(Machine):
 
     def move_mmx(self, index: int, data: bytes) -> None:
         """MOVQ of 8 bytes to MM(index); #MF while an unmasked exception is pending."""
-        instruction.move_mmx(self, index, data)
+        x87.move_mmx(self, index, data)
+
+    def fld80(self, data: bytes, *, place: Place = _NOWHERE) -> None:
+        """FLD of 10 bytes; #MF likewise. ``place`` has what FIP, FDP and FOP may then tell."""
+        x87.fld80(self, data, place)
+
+    def fstp0(self, *, place: Place = _NOWHERE) -> None:
+        """FSTP ST(0), which pops; #MF likewise."""
+        x87.fstp0(self, place)
 
     def move_xmm(self, index: int, data: bytes) -> None:
         """MOVUPS of 16 bytes: the upper bits stay."""
@@ -223,11 +239,35 @@ class Processor(Machine):
 
     def ldtilecfg(self, data: bytes) -> None:
         """LDTILECFG with 64 bytes; #GP for what is no configuration."""
-        instruction.ldtilecfg(self, data)
+        amx.ldtilecfg(self, data)
+
+    def sttilecfg(self, area: Area) -> None:
+        """STTILECFG into the first 64 bytes."""
+        amx.sttilecfg(self, area)
+
+    def tilezero(self, tile: int) -> None:
+        """TILEZERO; #UD for a tile that is not configured."""
+        amx.tilezero(self, tile)
+
+    def tileloadd(self, tile: int, data: bytes, *, stride: int = 64) -> None:
+        """TILELOADD from memory that ``data`` is; #UD likewise, and for what start_row and widths do not allow."""
+        amx.tileloadd(self, tile, data, stride)
+
+    def tilestored(self, tile: int, area: Area, *, stride: int = 64) -> None:
+        """TILESTORED into memory that ``area`` is; #UD likewise."""
+        amx.tilestored(self, tile, area, stride)
+
+    def wrpkru(self, value: int) -> None:
+        """WRPKRU with ECX and EDX 0; #UD without protection keys."""
+        instruction.wrpkru(self, value)
+
+    def rdpkru(self) -> int:
+        """RDPKRU with ECX 0; #UD likewise."""
+        return instruction.rdpkru(self)
 
     def tilerelease(self) -> None:
         """TILERELEASE."""
-        instruction.tilerelease(self)
+        amx.tilerelease(self)
 
     def _available(self) -> None:
         """FXSAVE and FXRSTOR need no OSXSAVE; #NM for CR0.TS."""

@@ -1,14 +1,25 @@
-"""The instructions that restore: FXRSTOR, XRSTOR and XRSTORS. Whatever they refuse leaves the registers as they were.
+"""The instructions that restore: FXRSTOR, XRSTOR and XRSTORS, and the order in which they refuse an image.
 
 Sources: SDM Vol. 1, 10.5.2, 13.8 and 13.12, and the instructions' pages in Vol. 2. The rules are those of
-docs/rules.md; a processor may have loaded a part before it faults, which the model does not show.
+docs/rules.md. The order, measured on Emerald Rapids: a misaligned address (#GP), components that XCOMP_BV has and the
+processor does not (#GP), memory that ends too early (#PF), the rest of the header (#GP), what IA32_XFD holds back
+(#NM), MXCSR (#GP), and last, which is an assumption, supervisor components (#GP); ``Behaviour.header_first`` has the
+other order. What is refused leaves the registers as they were, but for ``Behaviour.partial_restore``.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from fpstate.arch.component import COMPACTED_BIT, LEGACY_SIZE, MIN_SIZE, Component, mask_of, mask_text
+from fpstate.arch.component import (
+    COMPACTED_BIT,
+    LEGACY,
+    LEGACY_SIZE,
+    MIN_SIZE,
+    Component,
+    mask_of,
+    mask_text,
+)
 from fpstate.engine.model.area import (
     FXSAVE_ALIGNMENT,
     HEADER,
@@ -27,13 +38,15 @@ from fpstate.engine.model.behaviour import Pointers
 from fpstate.engine.model.contents import LOADED, X87_SIZE, pending, with_canonical_pointers, with_pointers_of
 from fpstate.engine.model.fault import PROTECTION, fault, refusal
 from fpstate.engine.model.instruction import check_mxcsr
-from fpstate.engine.model.machine import REACHED, Machine, Spans, reached
-from fpstate.engine.model.register_file import RestoreInfo
+from fpstate.engine.model.machine import Machine, Spans, reached, touched
+from fpstate.engine.model.register_file import REACHED, RestoreInfo
 from fpstate.engine.model.supervisor import check_supervisor
+from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT
 
 _X87: Final = 1
 _SSE: Final = 2
+_PKRU: Final = mask_of(Component.PKRU)
 _MXCSR_CARRIERS: Final = mask_of(Component.SSE, Component.AVX)
 
 
@@ -57,11 +70,13 @@ def xrstor(machine: Machine, area: Area | bytes, rfbm: int, address: int | None,
             raise refusal("XS013", "the image is compacted, and this processor has no XSAVEC")
         _restore_compacted(machine, area, rfbm, present, xcomp_bv, machine.xcr0, address, wide)
         return
-    _check_standard(machine, area, present, xcomp_bv)
-    mxcsr = _checked_mxcsr(machine, area) if rfbm & _MXCSR_CARRIERS else None
     spans, size = machine.places.standard(rfbm)
+    if machine.behaviour.header_first:
+        _check_standard(machine, area, present, xcomp_bv)
     check_length(area, size, "XS002")
+    _check_standard(machine, area, present, xcomp_bv)
     machine.held_back(rfbm & present, "XS018")
+    mxcsr = _checked_mxcsr(machine, area) if rfbm & _MXCSR_CARRIERS else None
     _load(machine, area, rfbm, present, spans, mxcsr, wide)
     _remember(machine, rfbm, address, 0)
 
@@ -90,15 +105,29 @@ def _restore_compacted(
     wide: bool,
 ) -> None:
     held = xcomp_bv & ~COMPACTED_BIT
-    _check_compacted(area, present, held, enabled)
-    loads_mxcsr = rfbm & present & _SSE
-    mxcsr = _checked_mxcsr(machine, area) if loads_mxcsr else MXCSR_INIT if rfbm & _SSE else None
+    if excess := held & ~enabled:
+        raise refusal("XS009", f"XCOMP_BV has {mask_text(excess)}, enabled are {enabled:#x}")
     spans, _ = machine.places.compacted(held)
-    check_length(area, max((MIN_SIZE, *(s.end for s in spans if rfbm & present & s.bit))), "XS002")
-    check_supervisor(machine, area, rfbm, present, spans)
+    if machine.behaviour.header_first:
+        _check_compacted(area, present, held)
+    check_length(area, touched(spans, rfbm if machine.behaviour.probes_absent else rfbm & present), "XS002")
+    _check_compacted(area, present, held)
     machine.held_back(rfbm & present, "XS018")
+    try:
+        loads_mxcsr = rfbm & present & _SSE
+        mxcsr = _checked_mxcsr(machine, area) if loads_mxcsr else MXCSR_INIT if rfbm & _SSE else None
+    except ProcessorFault:
+        if machine.behaviour.partial_restore:
+            _load_partly(machine, area, rfbm, present, wide)
+        raise
+    check_supervisor(machine, area, rfbm, present, spans)
     _load(machine, area, rfbm, present, spans, mxcsr, wide)
     _remember(machine, rfbm, address, xcomp_bv)
+
+
+def _load_partly(machine: Machine, area: Area | bytes, rfbm: int, present: int, wide: bool) -> None:
+    """Do what is done before MXCSR is found to be illegal: what is absent is initial, x87 and XMM are loaded."""
+    _load(machine, area, rfbm & ~(present & ~LEGACY | _PKRU), present, (), None, wide)
 
 
 def _check_standard(machine: Machine, area: Area | bytes, present: int, xcomp_bv: int) -> None:
@@ -110,9 +139,7 @@ def _check_standard(machine: Machine, area: Area | bytes, present: int, xcomp_bv
         raise refusal("XS015", "bytes 16 to 23 of the header are not zero")
 
 
-def _check_compacted(area: Area | bytes, present: int, held: int, enabled: int) -> None:
-    if excess := held & ~enabled:
-        raise refusal("XS009", f"XCOMP_BV has {mask_text(excess)}, enabled are {enabled:#x}")
+def _check_compacted(area: Area | bytes, present: int, held: int) -> None:
     if excess := present & ~held:
         raise refusal("XS008", f"XSTATE_BV {present:#x} has {excess:#x}, which XCOMP_BV gives no room")
     if any(area[RESERVED : RESERVED + 8]):
@@ -147,25 +174,17 @@ def _load(
     for component, bit, start, end in spans if machine.long_mode else reached(spans):
         if loaded & bit:
             value = bytes(area[start:end])
-            if not machine.long_mode:
-                value += file.values[component][end - start :]
+            if component in REACHED and not machine.long_mode:
+                file.put_lower(component, value + file.values[component][end - start :])
+                continue
             convert = LOADED.get(component)
             file.put(component, convert(value) if convert else value)
+    initialise = file.initialise if machine.long_mode else file.initialise_lower
     absent = rfbm & ~present
     while absent:
         low = absent & -absent
-        _initialise(machine, low.bit_length() - 1)
+        initialise(low.bit_length() - 1)
         absent ^= low
-
-
-def _initialise(machine: Machine, component: int) -> None:
-    file = machine.file
-    value, initial = file.values[component], file.initial[component]
-    reaches = len(initial) if machine.long_mode else REACHED.get(component, len(initial))
-    if value[reaches:] == initial[reaches:]:
-        file.initialise(component)
-    elif reaches:
-        file.put(component, initial[:reaches] + value[reaches:])
 
 
 def _load_sse(machine: Machine, area: Area | bytes) -> None:
@@ -174,7 +193,7 @@ def _load_sse(machine: Machine, area: Area | bytes) -> None:
     else:
         size = REACHED[Component.SSE]
         upper = machine.file.values[Component.SSE][size:]
-        machine.file.put(Component.SSE, bytes(area[SSE_START : SSE_START + size]) + upper)
+        machine.file.put_lower(Component.SSE, bytes(area[SSE_START : SSE_START + size]) + upper)
 
 
 def _load_x87(machine: Machine, area: Area | bytes, wide: bool) -> None:
@@ -183,8 +202,9 @@ def _load_x87(machine: Machine, area: Area | bytes, wide: bool) -> None:
         value = machine.take_selectors(value)
     else:
         machine.file.selectors = (0, 0)
-        if machine.behaviour.pointer_bits < 64:
-            value = with_canonical_pointers(value, machine.behaviour.pointer_bits)
+        behaviour = machine.behaviour
+        if behaviour.fip_bits < 64 or behaviour.fdp_bits < 64:
+            value = with_canonical_pointers(value, behaviour.fip_bits, behaviour.fdp_bits)
     if machine.behaviour.pointers is Pointers.UNTOUCHED and not pending(value):
         value = with_pointers_of(value, machine.file.values[Component.X87])
     machine.file.put(Component.X87, value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fpstate.arch.component import COMPACTED_BIT, LEGACY_SIZE, MIN_SIZE, Component, mask_of
+from fpstate.arch.component import COMPACTED_BIT, LEGACY_SIZE, Component, mask_of
 from fpstate.engine.model.area import (
     FXSAVE_ALIGNMENT,
     HEADER,
@@ -24,12 +24,15 @@ from fpstate.engine.model.area import (
 from fpstate.engine.model.behaviour import Pointers
 from fpstate.engine.model.contents import CONTROL_SIZE, SLOTS, X87_SIZE, narrow, pending, without_pointers
 from fpstate.engine.model.fault import PROTECTION, fault
-from fpstate.engine.model.machine import REACHED, Machine, Spans, reached
+from fpstate.engine.model.machine import Machine, Spans, reached, touched
+from fpstate.engine.model.register_file import REACHED
 from fpstate.image.control import MXCSR_INIT
 
 _X87: Final = 1
 _SSE: Final = 2
 _MXCSR_CARRIERS: Final = mask_of(Component.SSE, Component.AVX)
+_PKRU: Final = int(Component.PKRU)
+_PKRU_SIZE: Final = 4
 _PT: Final = mask_of(Component.PT)
 _UINTR: Final = mask_of(Component.UINTR)
 _TRACE_EN: Final = 1
@@ -57,8 +60,8 @@ def xsave(machine: Machine, area: Area, rfbm: int, address: int | None, wide: bo
 
 def xsaveopt(machine: Machine, area: Area, rfbm: int, address: int | None, wide: bool) -> None:
     """Save what is in use of RFBM in the standard format, but not what the last restore from here left alone."""
-    spans, size = machine.places.standard(rfbm)
-    _check(machine, area, size, address)
+    spans, _ = machine.places.standard(rfbm)
+    _check(machine, area, touched(spans, rfbm & ~machine.xfd), address)
     in_use = machine.in_use()
     written = rfbm & in_use & ~unmodified(machine, address, 0)
     _put_standard(machine, area, rfbm, in_use, written, spans, wide)
@@ -116,18 +119,13 @@ def _present(machine: Machine, rfbm: int) -> int:
 def _put_standard(
     machine: Machine, area: Area, rfbm: int, in_use: int, written: int, spans: Spans, wide: bool
 ) -> None:
-    file = machine.file
     if written & _X87:
         _put_x87(machine, area, wide)
     if rfbm & _MXCSR_CARRIERS:
         _put_mxcsr(machine, area)
     if written & _SSE:
         _put_sse(machine, area)
-    held = machine.xfd
-    for component, bit, start, end in spans if machine.long_mode else reached(spans):
-        if written & bit:
-            values = file.initial if held & bit else file.values
-            area[start:end] = values[component][: end - start]
+    _put_extended(machine, area, written, spans)
     old = HEADER.unpack_from(area, XSTATE_BV)[0]
     area[XSTATE_BV : XSTATE_BV + 8] = (old & ~rfbm | in_use & rfbm).to_bytes(8, "little")
 
@@ -142,19 +140,27 @@ def _put_compacted(
     wide: bool,
 ) -> None:
     spans, _ = machine.places.compacted(rfbm)
-    size = max((MIN_SIZE, *(span.end for span in spans if present & span.bit)))
-    _check(machine, area, size, address)
-    values = machine.file.values
+    needed = rfbm & ~machine.xfd if machine.behaviour.probes_absent else present
+    _check(machine, area, touched(spans, needed), address)
     if written & _X87:
         _put_x87(machine, area, wide)
     if present & _SSE:
         _put_mxcsr(machine, area)
     if written & _SSE:
         _put_sse(machine, area)
+    _put_extended(machine, area, written, spans)
+    HEADER.pack_into(area, XSTATE_BV, present, COMPACTED_BIT | rfbm)
+
+
+def _put_extended(machine: Machine, area: Area, written: int, spans: Spans) -> None:
+    """Write registers that this mode has; what IA32_XFD holds back is written as initial."""
+    file, held = machine.file, machine.xfd
+    cut = _PKRU if not machine.behaviour.pkru_padding else -1
     for component, bit, start, end in spans if machine.long_mode else reached(spans):
         if written & bit:
+            end = start + _PKRU_SIZE if component == cut else end
+            values = file.initial if held & bit else file.values
             area[start:end] = values[component][: end - start]
-    HEADER.pack_into(area, XSTATE_BV, present, COMPACTED_BIT | rfbm)
 
 
 def _put_x87(machine: Machine, area: Area, wide: bool) -> None:

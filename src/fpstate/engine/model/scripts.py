@@ -32,8 +32,8 @@ from fpstate.engine.model.step import (
     Write,
     Yield,
 )
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.permission import Kind
-from fpstate.vso.task import INIT_PKRU
 
 _TILEDATA: Final = mask_of(Component.TILEDATA)
 _AVX: Final = mask_of(Component.AVX)

@@ -12,12 +12,11 @@ from fpstate.arch.layout import Layout
 from fpstate.engine.model.kernel import Core, Kernel
 from fpstate.errors import ImageError, VsoError
 from fpstate.image import Image
-from fpstate.image.consumer import Consumer, Target
+from fpstate.image.consumer import INIT_PKRU, Consumer, Target
 from fpstate.image.finding import Finding
 from fpstate.image.rules import predict
 from fpstate.image.subject import FRAME, MAGIC1, MAGIC2, MAGIC2_SIZE, SOFTWARE_AT, XSTATE_BV_AT
 from fpstate.vso.fpstate import Fpstate
-from fpstate.vso.task import INIT_PKRU
 
 _PKRU: Final = mask_of(Component.PKRU)
 _FXSAVE_SIZE: Final = 512
@@ -30,7 +29,7 @@ def deliver_signal(kernel: Kernel, core: Core) -> bytes:
     The frame is in the standard format and states x87, SSE and PKRU, whatever they are (Linux 6.12). Raises VsoError
     while a guest is swapped in: a vCPU's thread takes signals as a host.
     """
-    task, registers = kernel.running(core), core.registers
+    task = kernel.running(core)
     if task.fpu.guest_active:
         raise VsoError(f"{task.name} has a guest's state in", help="leave the guest first")
     user = task.fpu.fpstate.user_xfeatures | LEGACY
@@ -46,29 +45,38 @@ def deliver_signal(kernel: Kernel, core: Core) -> bytes:
         frame = frame[:_FXSAVE_SIZE]
         core.processor.fxsave(frame)
     task.frames.append(bytes(frame))
-    registers.restore(_initial(kernel), kernel.config.user_max.features & ~_PKRU)
-    registers.pkru = INIT_PKRU
+    _clear_user_states(kernel, core)
     return bytes(frame)
 
 
-def sigreturn(kernel: Kernel, core: Core, frame: bytes | None = None) -> None:
+def sigreturn(
+    kernel: Kernel, core: Core, frame: bytes | None = None, *, address: int = 0, handled: bool = False
+) -> None:
     """Load the innermost frame, or these bytes in its place; what it lacks becomes initial, PKRU too.
 
-    A frame whose magic words or sizes the kernel does not believe is taken for an FXSAVE image, as is one that is
+    Empty bytes stand for a frame without a pointer to its state: all is initial then, and PKRU is a new program's. A
+    frame whose magic words or sizes the kernel does not believe is taken for an FXSAVE image, as is one that is
     larger than the task's own: a child of a handler that used tiles has those. Components that the frame was not
-    made for become initial; supervisor components stay. Where the bytes are refused, raises ImageError, and the
-    task dies (SIGSEGV).
+    made for become initial; supervisor components stay.
+
+    ``address`` is where the frame's image lies. Where the bytes are refused, everything is initial, PKRU a new
+    program's, and ImageError is raised. The task dies (SIGSEGV), unless it has ``handled`` the signal.
     """
     task = kernel.running(core)
     if not task.frames:
         raise VsoError(f"{task.name} is in no signal handler", help="deliver a signal first")
     innermost = task.frames.pop()
     data = innermost if frame is None else frame
+    if not data:
+        _clear_user_states(kernel, core)
+        return
     state = task.fpu.fpstate
-    verdict = predict(data, Consumer.SIGRETURN, _target(kernel, state))
+    verdict = predict(data, Consumer.SIGRETURN, target_of(kernel, state), address=address)
     if verdict.refusals:
-        refusal = _refusal(verdict.refusals[0])
-        kernel.kill(core, refusal)
+        refusal = refusal_of(verdict.refusals[0])
+        _clear_user_states(kernel, core)
+        if not handled:
+            kernel.kill(core, refusal)
         raise refusal
     if verdict.fx_only:
         asked = LEGACY
@@ -80,11 +88,19 @@ def sigreturn(kernel: Kernel, core: Core, frame: bytes | None = None) -> None:
         core.registers.restore(_initial(kernel), others)
 
 
-def _target(kernel: Kernel, state: Fpstate) -> Target:
+def _clear_user_states(kernel: Kernel, core: Core) -> None:
+    """Make user components initial, and PKRU that of a new program (``fpu__clear_user_states``)."""
+    core.registers.restore(_initial(kernel), kernel.config.user_max.features & ~_PKRU)
+    core.registers.pkru = INIT_PKRU
+
+
+def target_of(kernel: Kernel, state: Fpstate) -> Target:
+    """Return what the rules are asked about for a task with this state."""
     return Target.from_cpu(kernel.cpu).with_(user_xfeatures=state.user_xfeatures, xfd=state.xfd)
 
 
-def _refusal(finding: Finding) -> ImageError:
+def refusal_of(finding: Finding) -> ImageError:
+    """Return the error for a finding that a consumer refuses."""
     return ImageError(
         f"{finding.id}: {finding.message}",
         offset=finding.offset,

@@ -9,11 +9,12 @@ from fpstate.arch.component import INDEPENDENT, Component, mask_of
 from fpstate.engine.model.kernel_registers import KernelRegisters
 from fpstate.errors import FpStateError
 from fpstate.image import Image
+from fpstate.image.consumer import INIT_PKRU
 from fpstate.vso.fpstate import stated_components
 from fpstate.vso.guest import GuestFpu
 from fpstate.vso.manager import Manager
 from fpstate.vso.placement import copier
-from fpstate.vso.task import INIT_PKRU, TaskFpu
+from fpstate.vso.task import TaskFpu
 
 _NOT_INHERITED = mask_of(Component.PASID, Component.UINTR)
 """Initial in every child, whatever the parent has (Linux ``fpu_clone``): both stand for one thread."""
@@ -47,7 +48,7 @@ class Task:
 
     ``frames`` are what the signal frames on its stack hold of it, the innermost last; ``altstack`` is the size of its
     alternate signal stack, 0 for none; ``branches`` are its last branch records while it does not run, None where it
-    records none; ``killed`` is what it died of.
+    records none; ``written`` is what a tracer wrote of its state since it last ran; ``killed`` is what it died of.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Task:
     altstack: int = 0
     branches: Image | None = None
     records_branches: bool = False
+    written: bytes | None = None
     vm: Vm | None = None
     killed: FpStateError | None = None
 
@@ -91,7 +93,7 @@ class Task:
         self.fpu = TaskFpu(manager, permitted=permitted)
         self.fpu.pkru = INIT_PKRU
         self.frames.clear()
-        self.altstack = 0
+        self.altstack, self.written = 0, None
         earlier.free()
 
     def switch_branches_out(self, registers: KernelRegisters) -> None:
