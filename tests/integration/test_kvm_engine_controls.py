@@ -7,7 +7,7 @@ import re
 import pytest
 from kvm_runs import check, run_all, turn, turn_into_the_loop
 
-from fpstate.arch import Component, mask_of
+from fpstate.arch import Component, Cpu, mask_of
 from fpstate.arch.component import LEGACY, components_in
 from fpstate.arch.layout import Layout
 from fpstate.engine.kvm.context import Context
@@ -19,8 +19,10 @@ from fpstate.errors import UnsupportedHere
 from fpstate.image import Image
 from fpstate.image.move import moves
 from fpstate.program import BUILTIN, canary_pattern
+from fpstate.program.block import ENTRY_PKRU
 from fpstate.program.expected.canary import vector_kind
 from fpstate.vso.manager import Manager
+from fpstate.vso.permission import Kind
 from fpstate.vso.pool import Pool
 
 CANARY = BUILTIN["canary"]
@@ -220,32 +222,61 @@ def test_general_registers_of_another_are_seen(kvm):
 # What this machine may not have: checked without running it
 
 
-def kvm_size(layout):
-    """Bytes of the image that KVM takes for a layout: 4096 where that is enough."""
-    return max(4096, layout.size)
+def image_size(cpu: Cpu) -> int:
+    """Bytes of KVM_GET_XSAVE2 that hold all of a processor's user components."""
+    return max(4096, Layout.standard(cpu, cpu.user_mask).size)
 
 
-def test_a_load_names_pkru_even_where_it_is_initial(core):
+@pytest.fixture
+def with_keys(monkeypatch) -> Cpu:
+    """A processor with PKRU, which the exchange takes for this one."""
+    cpu = Cpu.catalog("emerald-rapids")
+    monkeypatch.setattr("fpstate.engine.kvm.exchange.Cpu.host", lambda: cpu)
+    return cpu
+
+
+def test_a_load_names_pkru_even_where_it_is_initial(with_keys):
     """KVM would keep the PKRU of the guest before otherwise."""
-    from fpstate.arch import Cpu
-
-    cpu = Cpu.host()
-    size = kvm_size(Layout.standard(cpu, cpu.user_mask))
-    exchange = Exchange(Manager(), cpu.user_mask, size)
-    exchange.always = PKRU
+    manager, size = Manager(with_keys), image_size(with_keys)
+    exchange = Exchange(manager, with_keys.user_mask, size)
     image = bytearray(b"\xff" * size)
-    exchange.load(Manager().create(), image)
-    assert int.from_bytes(image[512:520], "little") == PKRU
+    exchange.load(manager.create(), image)
+    assert int.from_bytes(image[512:520], "little") == PKRU | mask_of(Component.SSE)
     assert not any(image[520:])
 
 
-def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
-    from fpstate.arch import Cpu
+@pytest.mark.parametrize("value", [ENTRY_PKRU, 0, 0xFFFFFFFC])
+def test_pkru_goes_in_and_out_beside_the_vso(with_keys, value):
+    """So that it takes no buffer and no permission, as natively."""
+    manager, size = Manager(with_keys), image_size(with_keys)
+    exchange = Exchange(manager, with_keys.user_mask, size)
+    vso, image = manager.create(Kind.GUEST, permitted=LEGACY), bytearray(size)
+    exchange.load(vso, image)
+    exchange.put_pkru(image, value)
+    at = exchange.layout.place(Component.PKRU).offset
+    assert image[at : at + 8] == value.to_bytes(8, "little")
+    assert exchange.pkru(image) == value
+    assert exchange.in_use(image) == 0
+    exchange.save(vso, image)
+    assert vso.size == 0
+    image[513] &= ~2
+    assert exchange.pkru(image) == 0
 
-    mask = Cpu.host().user_mask
-    layout = Layout.standard(Cpu.host(), mask)
-    exchange = Exchange(Manager(), mask, kvm_size(layout))
-    image = bytearray(Image.initial(layout).to_bytes().ljust(kvm_size(layout), b"\0"))
+
+def test_without_pkru_there_is_none_to_go_in(core):
+    cpu = Cpu.host()
+    mask = cpu.user_mask & ~PKRU
+    exchange, image = Exchange(Manager(), mask, image_size(cpu)), bytearray(image_size(cpu))
+    exchange.put_pkru(image, ENTRY_PKRU)
+    assert not any(image)
+    assert exchange.pkru(b"\xff" * len(image)) == 0
+
+
+def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
+    cpu = Cpu.host()
+    mask = cpu.user_mask
+    exchange = Exchange(Manager(), mask, image_size(cpu))
+    image = bytearray(Image.initial(Layout.standard(cpu, mask)).to_bytes().ljust(image_size(cpu), b"\0"))
     image[512:520] = mask.to_bytes(8, "little")
     assert exchange.in_use(image) == 0
     image[160 + 77] = 1
@@ -271,6 +302,17 @@ def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
         ("0f0b9090", 0x03, None),  # ud2
         ("0f58c290", 0x03, None),  # addps xmm0, xmm2
         ("c5", 0x03, None),
+        ("c4e27849053fdc0000", 0xE7, 18),  # ldtilecfg [rip + 0xdc3f]
+        ("c4e27949878000", 0xE7, 18),  # sttilecfg
+        ("c4e27849c0", 0xE7, 18),  # tilerelease
+        ("c4e27b49c0", 0xE7, 18),  # tilezero tmm0
+        ("c4e27b4b2406", 0xE7, 18),  # tileloadd tmm4, [rsi + rax]
+        ("c4c27a4b0c06", 0x03, 18),  # tilestored [r14 + rax], tmm1
+        ("c4e24b5ec4", 0xE7, 18),  # tdpbssd tmm0, tmm4, tmm6
+        ("c4e24a5cc4", 0xE7, 18),  # tdpbf16ps tmm0, tmm4, tmm6
+        ("c4e24b5ec4", 0x602E7, None),
+        ("c4e2fb49c0", 0xE7, None),  # with W there is no such instruction
+        ("c4e279502d00000000", 0x03, 2),  # vpdpbusd xmm5, xmm0, [rip]
     ],
 )
 def test_an_instruction_tells_which_component_it_needs(code, xcr0, component):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, mask_text
+from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, Component, mask_of, mask_text
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.memory import DEFAULT_MEMORY, GuestMemory
@@ -25,7 +25,7 @@ from fpstate.errors import (
     UnsupportedHere,
     VsoError,
 )
-from fpstate.program.block import ENTRY_RFLAGS, FAILED, Block
+from fpstate.program.block import ENTRY_PKRU, ENTRY_RFLAGS, FAILED, Block
 from fpstate.program.load import Program
 from fpstate.vso.kernel_permission import request_from_kernel, shadow_stack_active
 from fpstate.vso.manager import Manager
@@ -78,6 +78,7 @@ class NativeVcpu:
         self.core.rip, self.core.rflags = self.memory.entry, ENTRY_RFLAGS
         self.core.set_register(RSP, self.memory.stack_top)
         self.core.set_register(RDI, self.memory.block)
+        self.core.pkru = ENTRY_PKRU
         self.core.shrink_after = engine.manager.shrink_after
         self.core.cycle_limit = engine.cycle_limit
         self.attach()
@@ -137,6 +138,7 @@ class NativeEngine:
         found = _core.features()
         self.manager = manager
         self.managed = found["managed_mask"]
+        self._usable = self.managed | (mask_of(Component.PKRU) if found["pkru"] else 0)
         self.compact = manager.config.compacted
         if self.compact and not (found["xsavec"] and found["xgetbv1"]):
             raise UnsupportedHere("XSAVEC with XGETBV(1), which the manager's processor has")
@@ -149,6 +151,10 @@ class NativeEngine:
         """Where an image of everything that the core saves has its components on ``cpu``."""
         mask = self.managed & cpu.user_mask
         return (Layout.compacted if self.compact else Layout.standard)(cpu, mask)
+
+    def offered(self, permitted: int) -> int:
+        """Return the components that a program is told it may use, of a VSO with these permitted."""
+        return permitted & self._usable & USER_SUPPORTED
 
     def restore_mask(self, vso: Vso) -> int:
         """Return what each entry restores: everything, so that what the VSO lacks becomes initial."""
@@ -174,8 +180,7 @@ class NativeEngine:
         if lacking:
             raise UnsupportedHere(f"{program.name} needs {mask_text(lacking)}")
         vso = self.manager.create(kind or self.kind, permitted=permitted)
-        features = vso.permitted & self.managed & USER_SUPPORTED
-        block = Block(seed=seed, argument=argument, features=features, input=input)
+        block = Block(seed=seed, argument=argument, features=self.offered(vso.permitted), input=input)
         try:
             request_from_kernel(vso.permitted & USER_DYNAMIC)
             return NativeVcpu(self, vso, program, block, memory_size)

@@ -146,7 +146,8 @@ class KvmQueue:
     def _enter(self, ticker: Ticker, carrier: Carrier, guest: KvmGuest, quantum_ns: int) -> None:
         if guest.entered:
             raise VsoError(f"{guest.name} was interrupted while its state was saved after an interrupt")
-        if carrier.resident is not guest or guest.changed or not (self.engine.each or guest.stays):
+        kept = self.engine.keeps_residents and (self.engine.each or guest.stays)
+        if carrier.resident is not guest or guest.changed or not kept:
             carrier.load(guest)
             guest.changed = False
         quantum_ns <<= min(guest.stalls, _MOST_DOUBLINGS)
