@@ -1,4 +1,4 @@
-# Verbs: run, test, lint, bench, performance, fuzz, sanitize, test-vm, test-bochs, clean. Each does the set-up that it needs.
+# Verbs: run, test, test-pythons, lint, bench, performance, fuzz, sanitize, test-vm, test-bochs, clean. Each does the set-up that it needs.
 # PYTHON=/path/to/python chooses another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -11,13 +11,17 @@ SANITIZED := build/sanitize
 STRICT := $(if $(CI),ON,OFF)
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench performance fuzz sanitize test-vm test-bochs clean
+.PHONY: run test test-pythons lint bench performance fuzz sanitize test-vm test-bochs clean
 
 run: $(VENV)/installed
 	$(BIN)/fpstate run
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+# The unit and the property tests on every other CPython from 3.11 on that is here, with one wheel.
+test-pythons: $(VENV)/bin/python
+	./tools/every_python.sh $(BIN)/python
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

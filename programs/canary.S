@@ -3,14 +3,16 @@
  * Nothing that is compared is disturbed: registers are stored (FXSAVE for x87, SSE and the
  * control words) and the copies compared in rax and rdx, so the canaries stay live throughout.
  * The pattern is a splitmix64 stream of the seed: 10 general registers, one word for the control
- * registers, 8 x 2 words for st(i), 8 for k0 to k7, 32 x 8 for the vector registers.
+ * registers, 8 x 2 words for st(i), 8 for k0 to k7, 32 x 8 for the vector registers, one word for PKRU, one for the
+ * shapes of the tiles, 8 x 16 x 8 for their rows. Tiles have 9 to 16 rows of 4 to 64 bytes, the last one all of its own;
+ * of a row's 64 bytes those beyond its tile's shape are zero.
  *
  * An input of 8 bytes or more asks for a yield every N iterations, by turns through the port and
  * through gs.
  *
  * Result: iterations, mismatches, slot of the first mismatch or -1, its iteration or -1, and at 64
  * the 64 bytes found there. Slots: 0-9 rbx rbp r8-r15, 10 fcw, 11 fsw, 12 ftw, 13 mxcsr,
- * 14-21 st0-st7, 22-29 k0-k7, 30-61 vector 0-31. */
+ * 14-21 st0-st7, 22-29 k0-k7, 30-61 vector 0-31, 62 pkru, 63 tilecfg, 64 and up the rows of the tiles, 16 for each. */
 #include "fpstate_guest.h"
 #include "splitmix.h"
 
@@ -22,12 +24,26 @@
 #define FIRST_ITERATION (FPSTATE_RESULT + 24)
 #define FOUND (FPSTATE_RESULT + 64)
 
-#define WORDS 291
+#define TILE_SIZE 8192
+#define TILE_ROW 64
+#define WORDS 293               /* of the pattern without tiles */
+#define TILE_WORDS (TILE_SIZE / 8)
 #define GENERAL (pattern + 0)
 #define CONTROL (pattern + 80)
 #define STACK (pattern + 88)
 #define OPMASK (pattern + 216)
 #define VECTOR (pattern + 280)
+#define PKRU (pattern + 2328)
+#define SHAPES (pattern + 2336)
+#define TILES (pattern + 2344)
+
+#define PKRU_SLOT 62
+#define TILECFG_SLOT 63
+#define TILE_SLOT 64
+
+/* fields of a tile configuration */
+#define ROW_BYTES 16
+#define ROWS 48
 
 /* fields of an FXSAVE image */
 #define FCW 0
@@ -124,15 +140,39 @@
     COMPARE_SCRATCH \index, 64
 .endm
 
+.macro EACH_TILE operation
+    \operation 0
+    \operation 1
+    \operation 2
+    \operation 3
+    \operation 4
+    \operation 5
+    \operation 6
+    \operation 7
+.endm
+
+.macro LOAD_TILE index
+    tileloadd tmm\index, [rsi + rdx + 1024 * \index]
+.endm
+
+.macro STORE_TILE index
+    tilestored [rsi + rdx + 1024 * \index], tmm\index
+.endm
+
 FPSTATE_ENTRY
     mov r8, [rdi + FPSTATE_SEED]
     lea rsi, [rip + pattern]
+    mov r9d, WORDS
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_TILECFG
+    jz 0f
+    mov r9d, WORDS + TILE_WORDS
+0:
     xor ecx, ecx
 1:
     SPLITMIX r8, rax, rdx
     mov [rsi + 8 * rcx], rax
     inc ecx
-    cmp ecx, WORDS
+    cmp ecx, r9d
     jne 1b
 
     /* an FXRSTOR image for x87, SSE and the control words */
@@ -180,6 +220,11 @@ FPSTATE_ENTRY
     fxrstor64 [r9]
 
     mov rax, [rdi + FPSTATE_FEATURES]
+    test eax, FPSTATE_TILECFG
+    jz .Lshaped
+    call shape_tiles
+    mov rax, [rdi + FPSTATE_FEATURES]
+.Lshaped:
     test eax, FPSTATE_OPMASK
     jz 4f
     .irp index, 0, 1, 2, 3, 4, 5, 6, 7
@@ -202,6 +247,24 @@ FPSTATE_ENTRY
         vmovups zmm\index, [rip + VECTOR + 64 * \index]
     .endr
 .Lloaded:
+    test eax, FPSTATE_PKRU
+    jz .Lno_keys
+    mov eax, [rip + PKRU]
+    and eax, ~3                 /* key 0 is the program's own memory */
+    mov [rip + PKRU], eax
+    xor ecx, ecx
+    xor edx, edx
+    wrpkru
+.Lno_keys:
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_TILECFG
+    jz .Lno_tiles
+    ldtilecfg [rip + configuration]
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_TILEDATA
+    jz .Lno_tiles
+    lea rsi, [rip + TILES]
+    mov edx, TILE_ROW
+    EACH_TILE LOAD_TILE
+.Lno_tiles:
     xor eax, eax
     mov [rdi + ITERATIONS], rax
     mov [rdi + MISMATCHES], rax
@@ -225,6 +288,7 @@ FPSTATE_ENTRY
     mov rsi, [rdi + FPSTATE_INPUT]
 6:
     mov [rip + until_yield], rsi
+    mov [rip + yield_period], rsi
     EACH_GENERAL LOAD_GENERAL
     mov rcx, [rdi + FPSTATE_ARGUMENT]
 
@@ -269,6 +333,22 @@ FPSTATE_ENTRY
         COMPARE_ZMM \index
     .endr
 .Lcompared:
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_PKRU
+    jz .Lkeys_compared
+    call clear_scratch
+    xor ecx, ecx
+    rdpkru
+    mov [rip + scratch], eax
+    mov edx, eax
+    xor edx, [rip + PKRU]
+    REPORT PKRU_SLOT
+.Lkeys_compared:
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_TILECFG
+    jz .Ltiles_compared
+    call compare_tiles
+.Ltiles_compared:
+    mov rcx, [rdi + FPSTATE_ARGUMENT]
+    mov rsi, [rip + yield_period]
     inc qword ptr [rdi + ITERATIONS]
     test rsi, rsi
     jz .Lloop
@@ -301,6 +381,92 @@ mismatch: /* eax is the slot; rax and rdx are free */
 9:
     ret
 
+compare_tiles: /* rax, rcx, rdx and rsi are free */
+    sttilecfg [rip + scratch]
+    xor edx, edx
+    .irp position, 0, 8, 16, 24, 32, 40, 48, 56
+        mov rax, [rip + scratch + \position]
+        xor rax, [rip + configuration + \position]
+        or rdx, rax
+    .endr
+    test rdx, rdx
+    jz 1f
+    mov eax, TILECFG_SLOT       /* tiles cannot be read with another's shapes */
+    jmp mismatch
+1:
+    test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_TILEDATA
+    jz 4f
+    lea rsi, [rip + saved_tiles]
+    mov edx, TILE_ROW
+    EACH_TILE STORE_TILE
+    lea rdx, [rip + TILES]
+    xor ecx, ecx
+2:
+    mov rax, [rsi + rcx]
+    cmp rax, [rdx + rcx]
+    jne 5f
+3:
+    add ecx, 8
+    cmp ecx, TILE_SIZE
+    jne 2b
+4:
+    ret
+5: /* one report for each row */
+    and ecx, -TILE_ROW
+    .irp position, 0, 8, 16, 24, 32, 40, 48, 56
+        mov rax, [rsi + rcx + \position]
+        mov [rip + scratch + \position], rax
+    .endr
+    mov eax, ecx
+    shr eax, 6
+    add eax, TILE_SLOT
+    call mismatch
+    add ecx, TILE_ROW - 8
+    jmp 3b
+
+shape_tiles: /* a configuration from the word for it, and zeros in the pattern beyond it; before registers are loaded */
+    lea rsi, [rip + configuration]
+    lea r8, [rip + SHAPES]
+    lea r9, [rip + TILES]
+    mov byte ptr [rsi], 1       /* palette */
+    xor ecx, ecx
+1:
+    movzx eax, byte ptr [r8 + rcx]
+    mov edx, eax
+    and edx, 7
+    add edx, 9
+    shr eax, 4
+    lea eax, [4 * rax + 4]
+    cmp ecx, 7                  /* the end of the component is in use */
+    jne 2f
+    mov edx, 16
+    mov eax, TILE_ROW
+2:
+    mov [rsi + 2 * rcx + ROW_BYTES], ax
+    mov [rsi + rcx + ROWS], dl
+    xor r10d, r10d              /* row */
+3:
+    xor r11d, r11d              /* byte in it */
+4:
+    cmp r10d, edx
+    jae 5f
+    cmp r11d, eax
+    jb 6f
+5:
+    mov byte ptr [r9 + r11], 0
+6:
+    inc r11d
+    cmp r11d, TILE_ROW
+    jne 4b
+    add r9, TILE_ROW
+    inc r10d
+    cmp r10d, 16
+    jne 3b
+    inc ecx
+    cmp ecx, 8
+    jne 1b
+    ret
+
 clear_scratch: /* so that what a narrow register leaves is not taken for part of it */
     xor eax, eax
     .irp position, 0, 8, 16, 24, 32, 40, 48, 56
@@ -311,7 +477,7 @@ clear_scratch: /* so that what a narrow register leaves is not taken for part of
 .bss
 .balign 64
 pattern:
-    .zero 8 * WORDS
+    .zero 8 * (WORDS + TILE_WORDS)
 .balign 64
 start: /* the FXRSTOR image that the run began with */
     .zero 512
@@ -319,6 +485,12 @@ saved:
     .zero 512
 scratch:
     .zero 64
+configuration:
+    .zero 64
+saved_tiles:
+    .zero TILE_SIZE
+yield_period:
+    .quad 0
 until_yield:
     .quad 0
 by_port:

@@ -1,21 +1,30 @@
 /* What a fresh context starts with: stores every register before anything changes it.
  *
- * Bit 0 of `argument` chooses vector registers 0-15 (0) or 16-31 (1), as the result area does not
- * hold all 32. Result: which half, rflags, 16 general registers in encoding order, the word at
- * the top of the stack, MXCSR, FNSAVE image (108 bytes), 4 spare, k0-k7, 16 vectors of 64 bytes. */
+ * `argument` chooses what goes into the 1024 bytes that the result area has for it: vector registers 0-15 (0) or
+ * 16-31 (1), or where the program may use tiles, tile 0 to 7 (2 to 9). Of any other number bit 0 counts.
+ * Tiles are saved by XSAVEC, not by TILESTORED: a fresh context has no configuration, and LDTILECFG would zero what
+ * another left. Result: what was chosen, rflags, 16 general registers in encoding order, the word at the top of the
+ * stack, MXCSR, FNSAVE image (108 bytes), 4 spare, k0-k7, PKRU, 40 spare, what was chosen, tile configuration. */
 #include "fpstate_guest.h"
 
 .intel_syntax noprefix
 
-#define HALF (FPSTATE_RESULT + 0)
+#define CHOSEN (FPSTATE_RESULT + 0)
 #define RFLAGS (FPSTATE_RESULT + 8)
 #define GENERAL (FPSTATE_RESULT + 16)
 #define RETURN_SLOT (FPSTATE_RESULT + 144)
 #define CONTROL (FPSTATE_RESULT + 152)
 #define X87 (FPSTATE_RESULT + 160)
 #define OPMASK (FPSTATE_RESULT + 272)
+#define PKRU (FPSTATE_RESULT + 336)
 #define VECTOR (FPSTATE_RESULT + 384)
-#define SIZE (384 + 16 * 64)
+#define TILECFG (FPSTATE_RESULT + 384 + 1024)
+#define SIZE (384 + 1024 + 64)
+
+#define TILE_SIZE 1024
+#define TILES 8
+#define FIRST_TILE 2            /* the argument that chooses it */
+#define COMPACTED_AT 576        /* where XSAVEC puts a component that is alone */
 
 FPSTATE_ENTRY
     mov [rdi + GENERAL + 0], rax
@@ -36,10 +45,28 @@ FPSTATE_ENTRY
     stmxcsr [rdi + CONTROL]
     mov dword ptr [rdi + CONTROL + 4], 0
 
-    mov eax, [rdi + FPSTATE_ARGUMENT]
-    and eax, 1
-    mov [rdi + HALF], rax
     mov ecx, [rdi + FPSTATE_FEATURES]
+    test ecx, FPSTATE_PKRU
+    jz .Lno_keys
+    xor ecx, ecx
+    rdpkru
+    mov [rdi + PKRU], eax
+    mov ecx, [rdi + FPSTATE_FEATURES]
+.Lno_keys:
+    test ecx, FPSTATE_TILECFG
+    jz .Lno_configuration
+    sttilecfg [rdi + TILECFG]
+.Lno_configuration:
+    mov rbx, [rdi + FPSTATE_ARGUMENT]
+    test ecx, FPSTATE_TILEDATA
+    jz .Lhalf
+    lea rax, [rbx - FIRST_TILE]
+    cmp rax, TILES
+    jb .Lchosen
+.Lhalf:
+    and ebx, 1
+.Lchosen:
+    mov [rdi + CHOSEN], rbx
 
     test ecx, FPSTATE_OPMASK
     jz .Lno_opmask
@@ -47,6 +74,9 @@ FPSTATE_ENTRY
         kmovq [rdi + OPMASK + 8 * \index], k\index
     .endr
 .Lno_opmask:
+    mov eax, ebx
+    sub ebx, FIRST_TILE
+    jae .Ltile
     test ecx, FPSTATE_ZMM_HI256
     jnz .Lzmm
     test eax, eax
@@ -79,5 +109,28 @@ FPSTATE_ENTRY
     mov qword ptr [rdi + FPSTATE_RESULT_SIZE], SIZE
     FPSTATE_LEAVE FPSTATE_FINISHED
     ud2
+
+.Ltile:
+    mov eax, FPSTATE_TILEDATA
+    xor edx, edx
+    xsavec [rip + area]         /* what is initial is not written: the area is zero then */
+    imul ebx, ebx, TILE_SIZE
+    lea rsi, [rip + area + COMPACTED_AT]
+    add rsi, rbx
+    lea rbx, [rdi + VECTOR]
+    mov ecx, TILE_SIZE / 8
+1:
+    mov rax, [rsi]
+    mov [rbx], rax
+    add rsi, 8
+    add rbx, 8
+    dec ecx
+    jnz 1b
+    jmp .Lstored
+
+.bss
+.balign 64
+area:
+    .zero COMPACTED_AT + TILES * TILE_SIZE
 
 .section .note.GNU-stack, "", @progbits

@@ -11,7 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from fpstate.program import Program, include_dir
+from fpstate.errors import UnsupportedHere
+from fpstate.program import BUILTIN, Program, include_dir
 
 Assemble = Callable[..., Program]
 
@@ -53,8 +54,6 @@ def native(core: ModuleType) -> ModuleType:
 @pytest.fixture(params=["portable", "fast"])
 def each_core(native: ModuleType, request: pytest.FixtureRequest) -> Iterator[str]:
     """Both cores in turn as the one that switches."""
-    from fpstate.errors import UnsupportedHere
-
     found = native.features()
     if request.param == "fast" and not (found["xsavec"] and found["xgetbv1"]):
         pytest.skip("XSAVEC with XGETBV(1) (CPUID.(0DH,1):EAX[1] and [2])")
@@ -65,6 +64,15 @@ def each_core(native: ModuleType, request: pytest.FixtureRequest) -> Iterator[st
         pytest.skip(str(error))
     yield request.param
     native.core_use(earlier)
+
+
+@pytest.fixture(scope="session")
+def built() -> None:
+    """The built-in guest programs."""
+    try:
+        BUILTIN["spin"].load()
+    except UnsupportedHere as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@
  *   other GPRs     0
  *   rflags         0x202
  *   x87, vectors   initial configuration (FCW 0x37f, MXCSR 0x1f80, registers 0)
+ *   tiles          initial configuration: no palette, as after TILERELEASE
+ *   PKRU           0x55555554, where protection keys are on: key 0, which all its memory has, is open
  * The entry function must not return, and fs and gs must be left alone.
  *
  * Leaving
@@ -51,6 +53,9 @@
 #define FPSTATE_OPMASK 0x20
 #define FPSTATE_ZMM_HI256 0x40
 #define FPSTATE_HI16_ZMM 0x80
+#define FPSTATE_PKRU 0x200
+#define FPSTATE_TILECFG 0x20000
+#define FPSTATE_TILEDATA 0x40000 /* with FPSTATE_TILECFG; without it a tile instruction ends the program */
 
 /* Operations: what eax says when a program leaves. */
 #define FPSTATE_FINISHED 0 /* the result is in the block */

@@ -27,6 +27,8 @@ The struct and what its functions do are documented in ``fpstate.h`` (``fpstate.
 class Features(TypedDict):
     xcr0: int
     managed_mask: int
+    dynamic_mask: int
+    permission: int | None
     area_size: int
     xsavec: bool
     xgetbv1: bool
@@ -43,7 +45,12 @@ def mxcsr_mask() -> int:
     """Return the defined bits of MXCSR, from an FXSAVE image; 0xFFBF stands for 0 (SDM vol. 1, 11.6.6)."""
 
 def features() -> Features:
-    """Return what the core found: enabled components, those it saves itself (all but PKRU), instructions."""
+    """Return what the core found: enabled components, those it saves itself (all but PKRU), instructions.
+
+    ``dynamic_mask``: those of ``managed_mask`` that IA32_XFD can hold back. ``permission``: what the kernel permits
+    this process now (ARCH_GET_XCOMP_PERM), None where it does not say. Of ``dynamic_mask`` an image may state what is
+    in ``permission``, of the rest of ``managed_mask`` everything. ``area_size``: bytes of the largest image.
+    """
 
 def tsc_hz() -> int:
     """Return the time stamp counter's cycles a second, measured once against CLOCK_MONOTONIC."""
@@ -52,7 +59,15 @@ def exchange(image: Buffer, mask: int, compact: bool = False) -> bytes:
     """Load an image with XRSTOR and save the registers at once, by XSAVE or, ``compact``, by XSAVEC.
 
     The calling thread's vector registers become initial, its control words stay. Raises RestoreFault where
-    the processor refuses the image (#GP), ImageError where it is longer than any, UnsupportedHere.
+    the processor refuses the image, which says by which exception and why; ImageError where it is longer than any,
+    UnsupportedHere.
+    """
+
+def check_image(image: Buffer, /) -> None:
+    """Raise ImageError for what XRSTOR of everything managed would refuse: with #GP, or with #NM.
+
+    The error says where and what. The kernel is asked for permission only where the image states a component of
+    ``dynamic_mask``.
     """
 
 def unspill(destination: Buffer, moves: Sequence[tuple[int, int, int]], wipe: bool = True, /) -> None:
@@ -72,7 +87,8 @@ def save_state(buffer: Buffer | None, room: int, /) -> tuple[int, bool]:
 def load_state(buffer: Buffer | None, /) -> None:
     """Load a VSO's image, or with None the initial state, over everything that the core manages.
 
-    Raises ImageError for what XRSTOR would refuse, which is not loaded; RestoreFault where it refuses all the same.
+    Raises ImageError for what XRSTOR would refuse, as ``check_image`` does, and does not load it; RestoreFault where
+    it refuses all the same. A standard-format XRSTOR reads up to byte ``area_size``: give it a slot of a ``Slab``.
     """
 
 def load_spilled() -> None:
@@ -85,6 +101,7 @@ class Choice(TypedDict):
     pairs: int
     mismatches: int
     permille: tuple[int, int, int]
+    settled: tuple[int, int, int]
     test_cycles: int
     measure_cycles: int
 
@@ -92,9 +109,9 @@ def core_choice(setting: str | None = None, candidate: str | None = None) -> Cho
     """Return which core switches, chosen at the first use, and why: the self-test's outcome and what was measured.
 
     ``permille`` is the fast core's time by the portable one's with in use what a glibc process has, all but x87, and
-    everything. With arguments it says what would be chosen for this ``setting`` of FPSTATE_CORE and this core in the
-    fast one's place, and changes nothing. Raises SettingError for a setting that is unknown, UnsupportedHere where
-    it asks for a core that cannot be had.
+    everything; ``settled`` what was in use then, after contexts with everything. With arguments it says what would be
+    chosen for this ``setting`` of FPSTATE_CORE and this core in the fast one's place, and changes nothing. Raises
+    SettingError for a setting that is unknown, UnsupportedHere where it asks for a core that cannot be had.
     """
 
 def core_use(name: str, /) -> str:
@@ -118,13 +135,17 @@ def core_trial(
     components, so that the others go through XSAVE-family instructions. ``offsets`` are where AVX, opmask, ZMM_Hi256
     and Hi16_ZMM lie, instead of where this processor has them; ``standard`` has areas in the standard format.
     Cores: portable, portable-xsave (for the standard format), fast, fast-avx512, fast-avx, and those that get one
-    thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx. Returns ``pairs``, ``mismatches`` and, of the
-    first of these, the components in use ``from`` and ``to``, the ``component``, and whether it was ``saved`` wrong,
-    else loaded. Raises UnsupportedHere for a core that cannot run here.
+    thing wrong: without-k1-to-k7, without-mxcsr, without-mxcsr-avx, without-x87-end, without-x87-end-avx. Returns
+    ``pairs``, ``mismatches`` and, of the first of these, the components in use ``from`` and ``to``, the ``component``,
+    and whether it was ``saved`` wrong, else loaded. Raises UnsupportedHere for a core that cannot run here.
     """
 
-def core_cycles(core: str, one: int, other: int, rounds: int, /) -> int:
-    """Return the time stamp cycles of ``rounds`` switches to and fro between states with these components in use."""
+def core_cycles(core: str, one: int, other: int, rounds: int, /) -> tuple[int, int]:
+    """Return the time stamp cycles of ``rounds`` switches to and fro between states with these components in use.
+
+    A state with everything was in the registers before. Also returns what is in use in the second state in the end:
+    more than ``other`` where this core leaves components in use that it made initial.
+    """
 
 def switch(outgoing: Context, incoming: Context, next: Context | None = None, /) -> None:
     """Save the thread's registers to ``outgoing`` and load ``incoming``; fetch ``next`` into the cache.
@@ -248,7 +269,8 @@ class Context:
         """Let it hold the state that XRSTOR makes of an image, in either of this processor's formats.
 
         The image is checked, and then passed through the registers under a guard: the thread's vector registers become
-        initial, its control words stay. Raises ImageError for what XRSTOR refuses, PoolExhausted.
+        initial, its control words stay. Raises ImageError for what XRSTOR would refuse, as ``check_image`` does,
+        RestoreFault where it refuses all the same, PoolExhausted.
         """
 
     def image(self) -> bytes:
@@ -301,7 +323,10 @@ class Order:
 
 @final
 class Slab:
-    """Equal buffers in one mapping, each aligned to 64 bytes; the buffer protocol shows all of it."""
+    """Equal buffers in one mapping, each aligned to 64 bytes; the buffer protocol shows all of them.
+
+    Behind the last one lie zeros: what a standard-format restore of the last one may read (``area_size`` bytes).
+    """
 
     def __new__(cls, stride: int, count: int) -> Slab: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -318,6 +343,10 @@ class Slab:
     def stride(self) -> int: ...
     @property
     def count(self) -> int: ...
+    @property
+    def mapped(self) -> int:
+        """Bytes of the mapping, with those behind the last slot."""
+
     @property
     def taken(self) -> int: ...
 
@@ -388,7 +417,15 @@ class Vcpu:
     def preemptions(self) -> int: ...
     @property
     def cycles(self) -> int:
-        """Time spent in the guest, in cycles of the time stamp counter."""
+        """Time from entry to exit, in cycles of the time stamp counter: also while the thread was off its processor."""
+
+    @property
+    def ran(self) -> int:
+        """What is compared with ``cycle_limit``: the same, but only while the thread ran, as its clock says.
+
+        Counted where there is a limit, once ``cycles`` is above the lesser of a 16th of it and 2**25. So a guest has
+        had its limit when it expires, and at most so much more.
+        """
 
 @final
 class Queue:

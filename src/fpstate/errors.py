@@ -77,7 +77,10 @@ class SourceError(FpStateError):
 
 
 class ImageError(FpStateError):
-    """Bytes that are no legal image; ``offset`` is where, ``found`` and ``expected`` what."""
+    """Bytes that are no legal image; ``offset`` is where, ``found`` and ``expected`` what.
+
+    ``component``: the one that is the matter, where it is one, such as one that this process has no permission for.
+    """
 
     def __init__(
         self,
@@ -86,12 +89,14 @@ class ImageError(FpStateError):
         offset: int | None = None,
         found: int | None = None,
         expected: int | None = None,
+        component: int | None = None,
         help: str | None = None,
     ) -> None:
         super().__init__(message, help=help)
         self.offset = offset
         self.found = found
         self.expected = expected
+        self.component = component
 
 
 class ConversionLoss(FpStateError):
@@ -160,7 +165,28 @@ class NumberError(FpStateError, ValueError):
 
 
 class RestoreFault(FpStateError):
-    """XRSTOR raised #GP: the processor refused the image; the register file was reset to initial state."""
+    """XRSTOR raised an exception: the image was not loaded, and the register file was reset to its initial state.
+
+    ``vector`` and ``mnemonic`` say which: 13, ``#GP``: the processor refuses the image. 14, ``#PF``: a byte of it is
+    not in memory, at ``offset``. 7, ``#NM``: it states a ``component`` that this process has no permission for.
+    ``offset`` and ``component`` are None where they are not known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        vector: int = 0,
+        mnemonic: str = "",
+        offset: int | None = None,
+        component: int | None = None,
+        help: str | None = None,
+    ) -> None:
+        super().__init__(message, help=help)
+        self.vector = vector
+        self.mnemonic = mnemonic
+        self.offset = offset
+        self.component = component
 
 
 class ProcessorFault(FpStateError):

@@ -342,7 +342,7 @@ def why_not_traced() -> str:
     command = [sys.executable, "-m", "fpstate", "show", "--no-values"]
     with subprocess.Popen(["sleep", "60"]) as sibling:
         try:
-            result = subprocess.run([*command, str(sibling.pid)], capture_output=True, text=True, timeout=60)
+            result = subprocess.run([*command, str(sibling.pid)], capture_output=True, text=True, timeout=240)
         finally:
             sibling.kill()
     return result.stderr.strip() if result.returncode == 3 else ""
@@ -369,7 +369,7 @@ def run_command(command: str, shown: str) -> None:
     if NOT_RUN.match(command):
         return
     result = subprocess.run(
-        ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120
+        ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240
     )
     assert result.returncode == 0, result.stdout
     depends_on_the_host = any(needs.search(command) for needs in (NEEDS_ENGINE, NEEDS_TRACING, NEEDS_KVM))

@@ -31,6 +31,15 @@ FAULTS = (
     "integration/test_kvm_engine_faults.py::test_a_system_call_reaches_nobody",
     "integration/test_kvm_engine_faults.py::test_a_breakpoint_is_not_lost_to_a_tick",
 )
+KEYS = (
+    "integration/test_protection_keys.py::test_a_program_finds_linux_s_default_natively",
+    "integration/test_protection_keys.py::test_a_program_finds_the_same_in_a_guest",
+    "integration/test_protection_keys.py::test_a_changed_pkru_is_named",
+    "integration/test_protection_keys.py::test_nothing_of_pkru_leaks_between_guests",
+    "integration/test_protection_keys.py::test_a_load_that_gives_a_guest_another_s_pkru_is_caught",
+    "integration/test_protection_keys.py::test_a_program_that_writes_pkru_is_denied_by_neither_engine",
+)
+"""QEMU's processor has protection keys, which few machines that run the tests have."""
 SHARE = 20
 """Random tests try one in so many of what they try elsewhere."""
 TEST_SECONDS = 120
@@ -41,7 +50,7 @@ def chosen() -> list[str]:
     if asked := os.environ.get("FPSTATE_TESTS"):
         return asked.split(",")
     files = [str(path.relative_to(ROOT)) for pattern in TESTS for path in sorted(ROOT.glob(pattern))]
-    return [*files, *(f"{ENGINE}::{name}" for name in ENGINE_TESTS), *FAULTS]
+    return [*files, *(f"{ENGINE}::{name}" for name in ENGINE_TESTS), *FAULTS, *KEYS]
 
 
 def main() -> int:

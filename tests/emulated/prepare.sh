@@ -11,7 +11,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
 
 case $emulator in
-    qemu) HOST_PACKAGES="qemu-system-x86 seabios" ;;
+    # QEMU's modules and option ROMs are named too: what is only needed by a package is left out where it is installed.
+    qemu) HOST_PACKAGES="qemu-system-x86 qemu-system-common qemu-system-data seabios" ;;
     bochs) HOST_PACKAGES="bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso" ;;
     *) echo "fpstate: no emulator $emulator: qemu or bochs" >&2 && exit 2 ;;
 esac
@@ -132,7 +133,7 @@ make_root() {
     rm -rf "$folder/root"
     cp -R "$folder/base" "$folder/root"
     cp -R "$folder/package/." "$folder/root/site/"
-    for tests in conftest.py hardware integration vm; do # what runs in the machine chooses
+    for tests in conftest.py recorded.py hardware integration vm; do # what runs in the machine chooses
         cp -R "$project/tests/$tests" "$folder/root/tests/"
     done
     find "$folder/root/tests" -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -140,9 +141,10 @@ make_root() {
     chmod +x "$folder/root/init"
 }
 
-if [ ! -d "$folder/$emulator" ]; then
+if [ ! -d "$folder/$emulator" ] || [ "$(cat "$folder/$emulator.packages" 2>/dev/null)" != "$HOST_PACKAGES" ]; then
     update
     fetch_host || cannot "Debian's packages of $emulator cannot be fetched ($(tail -n 1 "$folder/apt.log"))"
+    echo "$HOST_PACKAGES" >"$folder/$emulator.packages"
 fi
 if [ ! -d "$folder/guest" ]; then
     update

@@ -39,12 +39,12 @@ def test_mutated_inputs_are_read_or_refused_soon(target):
     count = round(MUTATIONS * SHARES[target])
     for number in range(count):
         data, cpu = mutate(source.choice(originals), source), source.choice(CPUS)
-        before = time.monotonic()
+        before = time.thread_time()
         try:
             outcomes[attempt(target, data, cpu=cpu, decode=number % DECODED == 0)] += 1
         except Exception as error:
             raise AssertionError(f"mutation {number} of seed {seed!r} with {cpu}") from error
-        slowest = max(slowest, time.monotonic() - before)
+        slowest = max(slowest, time.thread_time() - before)
     assert sum(outcomes.values()) == count
     assert slowest < SECONDS_PER_INPUT
     assert outcomes["read"] > count // 20

@@ -33,6 +33,20 @@ CONTROLS = (0x037F, 0x0F7F, 0x0040, 0x1F7F)
 NASTY = (0, 0, 1, 1 << 63, (1 << 64) - 1, 0x3FF0_0000_0000_0000, 0x7FF0_0000_0000_0001)
 
 
+@pytest.fixture
+def statable(core: ModuleType) -> int:
+    """The components that an image may state here: of those that IA32_XFD can hold back, the permitted ones alone."""
+    found = core.features()
+    permitted = found["managed_mask"] if found["permission"] is None else found["permission"]
+    return found["managed_mask"] & ~(found["dynamic_mask"] & ~permitted)
+
+
+@pytest.fixture
+def any_bits(statable: int) -> int:
+    """Components in which any bit may be flipped here: tiles too, where they are permitted, never TILECFG."""
+    return statable & (FREELY_CHOSEN | mask_of(Component.TILEDATA))
+
+
 @pytest.fixture(scope="session")
 def random_image(core: ModuleType) -> RandomImage:
     """Make an image of a random part of what is usable here, sparse or dense, in either format."""

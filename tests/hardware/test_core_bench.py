@@ -20,12 +20,12 @@ WAYS = ("switch", "next", "rotate", "rotate next")
 
 @pytest.fixture
 def states(core):
-    """Three different images of everything that this processor has."""
+    """Three different images of everything that may be used here."""
     if not core.features()["xsavec"]:
         pytest.skip("XSAVEC (CPUID.(0DH,1):EAX[1])")
-    from fpstate.bench.state import image_of
+    from fpstate.bench.state import everything, image_of
 
-    images = [image_of(core.features()["managed_mask"]) for _ in range(3)]
+    images = [image_of(everything()) for _ in range(3)]
     for index, image in enumerate(images):
         image.registers["xmm3"] = 1000 + index
         image.registers["mxcsr"] = 0x1F80 | index << 13

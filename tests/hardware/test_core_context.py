@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from fpstate.arch import Cpu, Format, Layout
+from fpstate.arch import Component, Cpu, Format, Layout
 from fpstate.errors import ImageError, RestoreFault
 from fpstate.image import Image
 
@@ -228,18 +228,19 @@ def test_what_xrstor_would_refuse_is_refused_before(core_used, layout, random_im
 
 
 def accepts(context, data: bytes) -> bool:
-    """Whether the check lets an image through; a #GP after it did would raise."""
+    """Whether the check lets an image through; RestoreFault after it did is not caught."""
     try:
         context.load(data)
-    except ImageError as error:
-        if "XRSTOR raised" in str(error):
-            raise
+    except ImageError:
         return False
     return True
 
 
 def test_the_checks_agree_with_the_processor(core, random_image):
-    """Whatever is done to a header, the check refuses it before just where XRSTOR raises #GP."""
+    """Whatever is done to a header, the check refuses it before just where XRSTOR raises #GP, or #NM.
+
+    The bit of TILEDATA is among those that are flipped: without permission it is the kernel that decides.
+    """
     context, source, refused = core.Context(), random.Random(8), 0
     for number in range(2000):
         data = bytearray(random_image(source, source.choice(formats(core))).to_bytes())
@@ -283,8 +284,11 @@ from fpstate._core import Context, Order
 contexts = [Context(), Context(), Context()]
 order, seen = Order(contexts), []
 threading.Thread(target=lambda: seen.append(order.position), daemon=True).start()
-signal.signal(signal.SIGALRM, signal.default_int_handler)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
+def interrupt(number, frame):
+    if seen:
+        raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
 try:
     order.run((1 << 64) - 1)
 except KeyboardInterrupt:
@@ -295,7 +299,7 @@ except KeyboardInterrupt:
 
 
 def test_an_endless_run_can_be_interrupted_and_lets_other_threads_in(core):
-    done = subprocess.run([sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=240)
     assert done.stdout.split() == ["1", "True"], done.stderr
 
 
@@ -324,7 +328,7 @@ except Exception as error:
 
 def test_a_module_that_is_loaded_again_leaves_the_earlier_objects_usable(core):
     """As a second interpreter of the process would load it; the vCPU is refused for its program, not for its type."""
-    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, timeout=240)
     assert done.stdout.split() == ["VsoError", "False"], done.stderr
 
 
@@ -342,10 +346,10 @@ def test_memory_goes_back_when_contexts_end(core_used):
     assert fresh.size > 0
 
 
-def test_nothing_of_one_context_is_in_the_memory_of_the_next(core_used, layout, random_image):
+def test_nothing_of_one_context_is_in_the_memory_of_the_next(core_used, layout, random_image, statable):
     """Slots come back scrubbed: a fresh context in a used slot shows initial bytes for what it does not use."""
     image = random_image(random.Random(11), Format.STANDARD)
-    image.store.view[XSTATE_BV:XCOMP_BV] = core_used.features()["managed_mask"].to_bytes(8, "little")
+    image.store.view[XSTATE_BV:XCOMP_BV] = statable.to_bytes(8, "little")
     first = core_used.Context()
     first.load(image.to_bytes())
     del first
@@ -354,6 +358,33 @@ def test_nothing_of_one_context_is_in_the_memory_of_the_next(core_used, layout, 
     only_sse.registers["xmm0"] = 1
     second.load(only_sse.to_bytes())
     assert state(second, layout) == only_sse
+
+
+def counts_writes(core: ModuleType, layout: Layout) -> bool:
+    """Whether this processor takes a component for in use that was loaded, whatever its values (Intel)."""
+    image = Image.initial(layout)
+    image.store.activate(Component.AVX)
+    saved = core.exchange(image.to_bytes(), layout.mask, core.features()["xsavec"])
+    return bool(saved[XSTATE_BV] >> Component.AVX & 1)
+
+
+def test_contexts_that_hold_nothing_stay_without_memory_beside_a_full_one(
+    core_used, layout, statable, request
+):
+    if not statable >> Component.AVX & 1:
+        pytest.skip("AVX is not enabled (XCR0[2])")
+    if request.node.callspec.params["core_used"] == "fast" and counts_writes(core_used, layout):
+        pytest.skip("a fast core that takes out of use what it makes initial, where XINUSE counts writes")
+    full, idle = core_used.Context(), [core_used.Context() for _ in range(200)]
+    image = Image.initial(layout)
+    for name in image.registers.names(widest=True):
+        if name.startswith(("xmm", "ymm", "zmm", "k", "st")):
+            image.registers[name] = 3
+    full.load(image.to_bytes())
+    core_used.Order([idle[0], full, *idle[1:]]).run(1000)
+    assert state(full, layout) == image
+    held = [(context.size, context.in_use) for context in idle if context.size or context.in_use]
+    assert held == []
 
 
 def test_threads_with_contexts_of_their_own_do_not_meet(core_used, layout, random_image):
@@ -399,7 +430,7 @@ _core.Context()
 print(before, _core.xgetbv(1) & 1)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=240
     )
     before, after = done.stdout.split()
     if before == "0":

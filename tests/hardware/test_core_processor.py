@@ -1,6 +1,5 @@
 """What the core says of this processor, against CPUID and against what the package derives."""
 
-import time
 from types import ModuleType
 
 import pytest
@@ -69,8 +68,7 @@ def test_other_extended_control_registers_are_refused_without_a_fault(core: Modu
 
 
 def test_the_time_stamp_counter_s_rate_is_measured_once_and_is_right(core: ModuleType) -> None:
+    """No two measurements give the same number of cycles."""
     rate = core.tsc_hz()
-    start = time.perf_counter()
-    assert core.tsc_hz() == rate
-    assert time.perf_counter() - start < 0.002
+    assert {core.tsc_hz() for _ in range(20)} == {rate}
     assert 100_000_000 < rate < 10_000_000_000

@@ -1,5 +1,6 @@
 """vCPUs and queues of the bare core: how guests leave, and what misuse is refused."""
 
+import ctypes
 import random
 import signal
 import threading
@@ -13,12 +14,13 @@ from fpstate.arch import Cpu, Layout
 from fpstate.errors import UnsupportedHere, VsoError
 
 PAGE = 4096
-QUANTUM, BUDGET = 100_000, 1_000_000_000
+QUANTUM, BUDGET = 100_000, 100_000_000_000
 RSP, RDI = 4, 7
 LOOP = b"\xeb\xfe"
 EXIT = b"\x65\xff\x14\x25\0\0\0\0"  # call *%gs:0
 FINISH = b"\xb8\0\0\0\0" + EXIT
 YIELD = b"\xb8\1\0\0\0" + EXIT
+UNTIL_TOLD = bytes.fromhex("803f0074fb") + FINISH  # 1: cmp byte ptr [rdi], 0; je 1b
 YIELD_FOR_EVER = YIELD + b"\xeb" + bytes([256 - len(YIELD) - 2])
 
 MakeGuest = Callable[[bytes], object]
@@ -54,8 +56,8 @@ def test_every_general_register_and_flag_survives_a_yield_and_preemption(native,
     vcpu.rflags = flags
     queue = native.Queue()
     queue.add(vcpu)
-    assert queue.run(50_000, 20_000_000) is None
-    assert vcpu.slices > 1000
+    while vcpu.slices <= 1000 or not vcpu.preemptions:
+        assert queue.run(50_000, 20_000_000) is None
     values[0] = 1
     found = vcpu.registers
     assert {n: found[n] for n in range(1, 16) if n != RSP} == {n: values[n] for n in range(1, 16) if n != RSP}
@@ -85,7 +87,7 @@ def test_a_guest_leaves_by_call_by_port_by_fault_and_by_tick(native, guest):
         assert len(queue) == 0
     vcpu = guest(LOOP)
     queue.add(vcpu)
-    assert queue.run(QUANTUM, 1_000_000, 3) is None
+    assert queue.run(QUANTUM, BUDGET, 3) is None
     assert vcpu.exit_kind == native.EXIT_PREEMPTED
     assert vcpu.preemptions == vcpu.slices
 
@@ -114,13 +116,12 @@ def test_counters_add_up(native, guest):
     for vcpu in vcpus:
         queue.add(vcpu)
     others = 0
-    for _ in range(10):
+    while others < 2 or min(queue.preemptions, queue.yields) <= 10:
         others += queue.run(QUANTUM, 5_000_000) is not None
     assert others == 2
     assert queue.switches == queue.preemptions + queue.yields + others
     assert queue.switches == queue.saves == sum(vcpu.slices for vcpu in vcpus)
     assert queue.preemptions == sum(vcpu.preemptions for vcpu in vcpus)
-    assert min(queue.preemptions, queue.yields) > 10
 
 
 def test_a_slice_limit_and_a_budget_are_kept(native, guest):
@@ -129,9 +130,10 @@ def test_a_slice_limit_and_a_budget_are_kept(native, guest):
     queue.add(vcpu)
     assert queue.run(QUANTUM, BUDGET, 7) is None
     assert vcpu.slices == 7
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.thread_time()
     assert queue.run(QUANTUM, 30_000_000) is None
-    assert 0.03 <= time.perf_counter() - start < 1
+    assert time.perf_counter() - start >= 0.03
+    assert time.thread_time() - used < 1
 
 
 def test_the_longest_budget_is_one(native, guest):
@@ -160,7 +162,7 @@ def test_samples_are_taken_only_where_asked_for(native, guest):
     for timing in (True, False):
         queue = native.Queue(timing=timing)
         queue.add(guest(YIELD_FOR_EVER))
-        queue.run(QUANTUM, 5_000_000)
+        queue.run(QUANTUM, BUDGET, 100)
         assert bool(queue.samples()) == timing
 
 
@@ -229,11 +231,15 @@ def test_a_queue_keeps_its_members_alive_and_lets_them_go(native, guest):
 
 
 def test_nothing_is_changed_while_it_runs(native, guest):
-    vcpu, queue, spare = guest(LOOP), native.Queue(), guest(LOOP)
+    told, vcpu, queue, spare = ctypes.c_ubyte(0), guest(UNTIL_TOLD), native.Queue(), guest(LOOP)
+    vcpu.set_register(RDI, ctypes.addressof(told))
     queue.add(vcpu)
-    thread = threading.Thread(target=queue.run, args=(QUANTUM, 400_000_000))
+    thread = threading.Thread(target=queue.run, args=(QUANTUM, BUDGET))
     thread.start()
-    time.sleep(0.1)
+    with pytest.raises(VsoError, match="running"):  # noqa: PT012 - as soon as it does
+        while thread.is_alive():
+            vcpu.pkru = vcpu.pkru
+            time.sleep(0.001)
     misuse = (
         lambda: setattr(vcpu, "rip", 0),
         lambda: setattr(vcpu, "pkru", 0),
@@ -247,9 +253,12 @@ def test_nothing_is_changed_while_it_runs(native, guest):
         with pytest.raises(VsoError, match="running"):
             deed()
     assert thread.is_alive()
+    told.value = 1
     thread.join()
+    assert vcpu.exit_kind == native.EXIT_CALL
     vcpu.set_register(0, 1)
-    queue.remove(vcpu)
+    queue.add(spare)
+    queue.remove(spare)
 
 
 @pytest.mark.parametrize("index", [16, 1000])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fpstate.arch import Cpu
+from fpstate.arch.component import USER_DYNAMIC
 from fpstate.engine.native import NativeEngine, NativeVcpu
 from fpstate.program import BUILTIN, Builtin
 from fpstate.vso.scheduler import RunReport, Scheduler
@@ -21,15 +22,20 @@ def cpu_without_xsavec() -> Cpu:
 
 
 def runnable(engine: NativeEngine) -> list[Builtin]:
-    """The built-in programs whose components this machine has enabled and whose instructions it has."""
+    """The built-in programs whose components the engine's vCPUs may use and whose instructions this machine has."""
+    usable = engine.offered(engine.manager.permissions.user_mask(engine.kind))
     cpu = Cpu.host()
     flags = {"avx512f": "AVX512F", "avx512bw": "AVX512BW", "avx": "AVX"}
     return [
         builtin
         for builtin in BUILTIN.values()
-        if not builtin.required & ~engine.managed
+        if not builtin.required & ~usable
         and all(cpu.has(flags[flag]) for flag in builtin.cpu_flags if flag in flags)
     ]
+
+
+UNASKED = [name for name, builtin in BUILTIN.items() if not builtin.required & USER_DYNAMIC]
+"""Programs that need no permission. Those that do run in processes of their own (test_tiles.py): permission stays."""
 
 
 def run_all(

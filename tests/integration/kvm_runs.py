@@ -11,6 +11,8 @@ from fpstate.vso.scheduler import RunReport, Scheduler
 from fpstate.vso.vcpu import ExitKind
 
 QUANTUM = 100_000
+LONG_NS = 100_000_000_000
+"""A budget that is not used up, on however busy a machine."""
 
 
 def run_all(
@@ -35,6 +37,14 @@ def turn(engine: KvmEngine, guests: Sequence[KvmGuest], slices: int) -> None:
         queue.add(guest)
     queue.run_slices(QUANTUM, slices)
     queue.clear()
+
+
+def turn_into_the_loop(engine: KvmEngine, guests: Sequence[KvmGuest], slices: int) -> None:
+    """Run canaries for some slices, and until each has loaded its pattern: a slice may pass without a step."""
+    turn(engine, guests, slices)
+    for guest in guests:
+        while not guest.context["r15"]:  # the last register that they load
+            turn(engine, [guest], 1)
 
 
 def runnable(engine: KvmEngine) -> list[Builtin]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FOLDER = Path(__file__).with_name("live")
+PATIENCE = 120
+"""Seconds after which something that should happen at once does not happen any more, on however busy a machine."""
 
 
 def compile_target(gcc: str, folder: Path) -> Path:
@@ -64,11 +66,19 @@ def statuses(pid: int) -> dict[int, tuple[str, int]]:
 
 
 def assert_free(pid: int, states: str = "RSD") -> None:
-    """Every thread runs or sleeps (or is as ``states`` allows) and nobody traces it, at the latest in a second."""
-    deadline = time.monotonic() + 1
-    while True:
-        held = {tid: each for tid, each in statuses(pid).items() if each[0] not in states or each[1]}
-        if not held:
-            return
-        assert time.monotonic() < deadline, f"left stopped or traced: {held}"
-        time.sleep(0.01)
+    """Every thread runs or sleeps (or is as ``states`` allows) and nobody traces it, now or soon."""
+
+    def held() -> dict[int, tuple[str, int]]:
+        return {tid: each for tid, each in statuses(pid).items() if each[0] not in states or each[1]}
+
+    wait_until(lambda: not held(), lambda: f"left stopped or traced: {held()}")
+
+
+def wait_until(
+    condition: Callable[[], bool], problem: Callable[[], str] = lambda: "it does not happen"
+) -> None:
+    """Look until a condition holds; what is wrong is said where it never does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, problem()
+        time.sleep(0.001)

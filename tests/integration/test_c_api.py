@@ -483,7 +483,7 @@ def test_where_there_is_no_memory_contexts_in_storage_go_on_and_the_others_say_s
         [sys.executable, "-c", WITHOUT_MEMORY, str(ROOT / "tests")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert result.stdout.split() == ["True"] * 4, result.stderr
 
@@ -513,7 +513,7 @@ def test_a_core_that_cannot_be_is_refused_with_its_reason(core):
         env={**os.environ, "FPSTATE_CORE": "fastest"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert result.stdout.startswith(f"None {errno.EINVAL} None "), result.stderr
     assert "FPSTATE_CORE" in result.stdout

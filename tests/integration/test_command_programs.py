@@ -118,7 +118,7 @@ def test_the_examples_run_as_their_comments_say(example, compile_program):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     report = json.loads(result.stdout)
     assert result.returncode == 0

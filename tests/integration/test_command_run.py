@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 
 from fpstate.arch import Cpu, Layout
+from fpstate.command import engine_choice
 from fpstate.command import run as verb
 from fpstate.command.main import main
 from fpstate.command.mix import choose
@@ -27,6 +28,7 @@ FIELDS = {
         "schema",
         "engine",
         "cpu",
+        "components",
         "vcpus",
         "processors",
         "finished",
@@ -58,7 +60,7 @@ def fpstate(capsys):
 @pytest.fixture(scope="module")
 def default_run(native):
     """The run that a stranger starts first, as JSON, in a process of its own."""
-    return subprocess.run([*FPSTATE, "run", "--json"], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*FPSTATE, "run", "--json"], capture_output=True, text=True, timeout=240)
 
 
 # What it reports
@@ -80,7 +82,7 @@ def test_canaries_and_the_leak_audit_come_out_clean_with_either_core(setting):
         env=os.environ | {"FPSTATE_CORE": setting},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     if done.returncode == 3 and setting == "fast":
         pytest.skip(done.stderr)
@@ -237,7 +239,7 @@ def test_a_guest_that_goes_wrong_is_named_and_the_others_finish(fpstate, fault, 
 def test_a_guest_that_uses_what_it_may_not_is_named_and_the_others_finish(fpstate, monkeypatch, native):
     if not native.features()["managed_mask"] & AVX:
         pytest.skip("AVX is not enabled (XCR0[2])")
-    monkeypatch.setattr(verb, "Manager", partial(Manager, policy=LEGACY))
+    monkeypatch.setattr(engine_choice, "Manager", partial(Manager, policy=LEGACY))
     code, report = fpstate("--vcpus", "6", "spin", "avx_mandelbrot")
     assert code == 1
     assert report["ends"] == {"finished": 3, "denied": 3}

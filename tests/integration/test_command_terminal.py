@@ -6,17 +6,20 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from live_processes import wait_until
 
 FPSTATE = [sys.executable, "-m", "fpstate"]
 LONG = ["run", "--vcpus", "4", "--no-audit", "--timeout", "1000s", "faults/endless_loop", "spin"]
-PATIENCE = 60
+PATIENCE = 120
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -120,7 +123,7 @@ def test_json_on_a_terminal_is_json():
 
 
 @pytest.mark.parametrize("processors", ["1", "2"])
-def test_an_interrupt_ends_a_long_run_within_a_second_or_so(processors):
+def test_an_interrupt_ends_a_long_run_soon(processors):
     if len(os.sched_getaffinity(0)) < int(processors):
         pytest.skip("a second processor")
     process = subprocess.Popen(
@@ -132,12 +135,13 @@ def test_an_interrupt_ends_a_long_run_within_a_second_or_so(processors):
     )
     try:
         wait_for_guests(process)
-        sent_at = time.monotonic()
+        before = processor_time_of_children()
+        used = processor_time(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
-    assert time.monotonic() - sent_at < 5  # a loaded machine is allowed for; unloaded it takes 0.1 s
+    assert processor_time_of_children() - before - used < 5  # of processor time; it takes 0.1 s
     assert process.returncode == 130
     assert (out, err) == ("", "")
 
@@ -167,11 +171,20 @@ def test_an_interrupt_on_a_terminal_takes_the_progress_bar_away():
 
 
 def wait_for_guests(process: subprocess.Popen[str]) -> None:
-    """Until its processor time grows as that of a process that runs guests does."""
-    end = time.monotonic() + PATIENCE
-    while processor_time(process.pid) < 1.0 and time.monotonic() < end:
-        assert process.poll() is None
-        time.sleep(0.02)
+    """Until guests run: then the core's handlers of faults are in place."""
+    wait_until(lambda: process.poll() is not None or handles(process.pid, signal.SIGILL))
+    assert process.poll() is None
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> number - 1 & 1)
+
+
+def processor_time_of_children() -> float:
+    """Seconds of all processes that were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def processor_time(pid: int) -> float:

@@ -38,7 +38,7 @@ def test_threads_with_queues_of_their_own_do_not_disturb_each_other(engine: Nati
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert not any(thread.is_alive() for thread in threads)
     for number, batch in enumerate(batches):
         assert [check(vcpu, number) for vcpu in batch] == [None] * len(batch)
@@ -79,7 +79,7 @@ def test_threads_that_end_leave_no_mapping_and_no_timer(native) -> None:
 
 
 def test_other_python_threads_make_progress_while_a_guest_runs(engine: NativeEngine) -> None:
-    spin = engine.vcpu(BUILTIN["spin"].load(), argument=10**10)
+    spin = engine.vcpu(BUILTIN["spin"].load(), argument=10**12)
     queue, counted, stop = engine.queue(), itertools.count(), threading.Event()
     queue.add(spin)
 
@@ -89,16 +89,25 @@ def test_other_python_threads_make_progress_while_a_guest_runs(engine: NativeEng
 
     thread = threading.Thread(target=count)
     thread.start()
-    try:
+
+    def progress(budget_ns: int) -> int:
         start = next(counted)
-        assert queue.run(QUANTUM, 300_000_000) is None
-        assert next(counted) - start > 10_000
+        assert queue.run(QUANTUM, budget_ns) is None
+        return next(counted) - start
+
+    try:  # on a busy machine it takes longer until that thread has its turn
+        assert any(progress(budget) > 10_000 for budget in (300_000_000, 3_000_000_000, 30_000_000_000))
     finally:
         stop.set()
         thread.join()
     engine.manager.free(spin.vso)
 
 
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+"""Python 3.12 and later warn of a fork beside other threads, which is what is tried here."""
+
+
+@FORKS
 def test_a_forked_child_runs_guests_and_so_does_its_parent(engine: NativeEngine) -> None:
     before = [engine.vcpu(CANARY.load(), seed=seed, argument=2000) for seed in range(4)]
     drain(engine, before[:2])
@@ -118,9 +127,10 @@ def test_a_forked_child_runs_guests_and_so_does_its_parent(engine: NativeEngine)
     assert [check(vcpu, seed, 2000) for seed, vcpu in enumerate(before)] == [None] * 4
 
 
+@FORKS
 def test_a_child_forked_while_another_thread_runs_guests_can_run_its_own(native) -> None:
-    engine = NativeEngine(Manager(), timeout=20)
-    busy = engine.vcpu(BUILTIN["spin"].load(), argument=10**10)
+    engine = NativeEngine(Manager())
+    busy = engine.vcpu(BUILTIN["spin"].load(), argument=10**12)
     queue, stop = engine.queue(), threading.Event()
     queue.add(busy)
 
@@ -137,7 +147,7 @@ def test_a_child_forked_while_another_thread_runs_guests_can_run_its_own(native)
             if child == 0:
                 status = 1
                 try:
-                    signal.alarm(20)
+                    signal.alarm(120)
                     fresh = engine.vcpu(CANARY.load(), seed=9, argument=500)
                     drain(engine, [fresh])
                     status = 0 if check(fresh, 9, 500) is None else 2
@@ -175,10 +185,20 @@ def interrupts():
     signal.signal(signal.SIGINT, before)
 
 
-def interrupt_after(seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    return timer
+class Interruption(threading.Timer):
+    """A SIGINT to this process after some time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds, self._send)
+        self.used = 0.0
+
+    def _send(self) -> None:
+        self.used = time.process_time()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def processor_time_since(self) -> float:
+        """Seconds that all threads together took since it was sent."""
+        return time.process_time() - self.used
 
 
 @pytest.mark.parametrize("processors", [1, 2])
@@ -189,13 +209,15 @@ def test_ctrl_c_ends_a_run_soon_and_everything_goes_on(
         pytest.skip(f"{processors} processors")
     engine = NativeEngine(manager)
     scheduler = Scheduler(engine, quantum_ns=QUANTUM, processors=processors)
-    endless = [engine.vcpu(BUILTIN["spin"].load(), argument=10**10) for _ in range(4)]
+    endless = [engine.vcpu(BUILTIN["spin"].load(), argument=10**12) for _ in range(4)]
     canaries = [engine.vcpu(CANARY.load(), seed=seed, argument=200_000) for seed in range(8)]
-    timer, start = interrupt_after(0.15), time.perf_counter()
+    interruption = Interruption(0.15)
+    interruption.start()
     with pytest.raises(KeyboardInterrupt):
         scheduler.run([*endless, *canaries])
-    assert 0.14 < time.perf_counter() - start < 2
-    timer.join()
+    assert interruption.used
+    assert interruption.processor_time_since() < 2
+    interruption.join()
     assert [vcpu.exit for vcpu in endless] == [None] * 4
     scheduler.run([vcpu for vcpu in canaries if vcpu.exit is None])
     assert [check(vcpu, seed, 200_000) for seed, vcpu in enumerate(canaries)] == [None] * 8
@@ -220,7 +242,15 @@ def test_no_vcpu_is_lost_to_an_interrupt_that_meets_a_decision(
         queue.add(vcpu)
     interrupts.armed = False
     thread.start()
-    while len(queue):
+    while len(queue) or met < 4:
+        if not len(queue):  # they were done before the other thread had its turns
+            more = [
+                engine.vcpu(CANARY.load(), seed=seed, argument=200)
+                for seed in range(len(vcpus), len(vcpus) + 600)
+            ]
+            vcpus += more
+            for vcpu in more:
+                queue.add(vcpu)
         try:
             interrupts.armed = True
             while len(queue):
@@ -231,7 +261,6 @@ def test_no_vcpu_is_lost_to_an_interrupt_that_meets_a_decision(
     stop.set()
     thread.join()
     lost = [vcpu for vcpu in vcpus if vcpu.exit is None]
-    assert met > 3
     assert lost == []
     assert all(vcpu.exit.kind is ExitKind.FINISHED for vcpu in vcpus)
     assert [check(vcpu, seed, 200) for seed, vcpu in enumerate(vcpus)] == [None] * len(vcpus)

@@ -1,7 +1,6 @@
 """The commands inside a real gdb: on a live process, on a core, and where gdb itself is wrong."""
 
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -13,8 +12,12 @@ from live_processes import compile_target, running
 
 import fpstate.gdb
 from fpstate.arch import Component, Cpu
+from fpstate.arch.component import AMX
 from fpstate.command.main import main
+from fpstate.source import ptrace
+from fpstate.source.open import open_source
 from fpstate.source.process import process_threads
+from recorded import OWN
 
 Gdb = Callable[..., str]
 INTEL_OPMASK = 1088
@@ -45,7 +48,7 @@ def gdb() -> Gdb:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=240,
         )
         return done.stdout + done.stderr
 
@@ -57,14 +60,24 @@ def target(gcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_target(gcc, tmp_path_factory.mktemp("live"))
 
 
+@pytest.fixture
+def tile_core(tmp_path: Path) -> Callable[[str], Path]:
+    """A core from an Intel processor with AMX, by its writer; two threads with tiles in use."""
+
+    def unpacked(writer: str) -> Path:
+        packed = OWN / "generated_intel" / "cores" / f"x64_amx_2t{writer}.core.xz"
+        path = tmp_path / "tiles.core"
+        path.write_bytes(lzma.decompress(packed.read_bytes()))
+        return path
+
+    return unpacked
+
+
 @pytest.fixture(scope="module")
 def amd_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kernel's core from an AMD processor with AVX-512, whose every register is known."""
-    corpus = os.environ.get("FPSTATE_CORPUS")
-    if not corpus:
-        pytest.skip("FPSTATE_CORPUS is not set: there are no recorded cores")
     path = tmp_path_factory.mktemp("core") / "avx512.core"
-    packed = Path(corpus) / "generated" / "cores" / "x64_avx512_3t_quit.kernel.core.xz"
+    packed = OWN / "generated" / "cores" / "x64_avx512_3t_quit.kernel.core.xz"
     path.write_bytes(lzma.decompress(packed.read_bytes()))
     return path
 
@@ -120,6 +133,10 @@ def test_gdb_can_write_and_the_commands_see_it(gdb: Gdb, target: Path) -> None:
     with running(target, "sleep") as process:
         commands = ("set var $mxcsr = 0x9fc0", "set var $xmm3.v2_int64[0] = 77", "fpstate show xmm3 mxcsr")
         text = gdb("-p", str(process.pid), commands=commands)
+    if AMX & ptrace.host_layout().mask and "Couldn't write extended state status: Bad address" in text:
+        pytest.skip(
+            "a gdb that can write registers on a machine with AMX: 13 sets fewer bytes than the kernel wants"
+        )
     assert re.search(r"xmm3 +0x[0-9a-f]{16}000000000000004d", text)
     assert "0x00009fc0 masks=IDZOUP rounding=nearest flags=DAZ+FTZ" in text
 
@@ -138,6 +155,34 @@ def test_a_core_of_an_amd_processor_is_right_where_gdb_is_not(gdb: Gdb, amd_core
         pytest.skip("this gdb reads every register of the core as it is")
     assert "of these registers otherwise" in text
     assert "zmm0: gdb has " in text
+
+
+def test_tiles_of_a_kernels_core_are_shown_by_row_and_keys_decoded(
+    gdb: Gdb, tile_core: Callable[[str], Path]
+) -> None:
+    core = tile_core("_quit.kernel")
+    threads = sorted(open_source(core), key=lambda thread: thread.tid or 0)
+    text = gdb(
+        "-c", core, commands=("thread apply all fpstate show tilecfg tmm7", "thread apply all info fpenv")
+    )
+    small = threads[1].image.registers
+    assert f"thread {threads[1].tid}" in text
+    assert "palette 1, tmm0 16 rows of 64 bytes, tmm1 15 rows of 60 bytes" in text
+    assert re.search(r"^tmm7 +9 rows of 36 bytes$", text, re.MULTILINE)
+    data = small["tmm7"].to_bytes(1024, "little")
+    for row in range(9):
+        bits = int.from_bytes(data[64 * row : 64 * row + 36], "little")
+        assert re.search(rf"^ row {row} +{bits:#074x}$", text, re.MULTILINE)
+    assert "PKRU  0x55555564" in text
+    assert re.search(r"^tmm7 +16 rows of 64 bytes$", text, re.MULTILINE)
+
+
+def test_of_a_core_that_gdb_wrote_tiles_are_said_not_to_be_known(
+    gdb: Gdb, tile_core: Callable[[str], Path]
+) -> None:
+    text = gdb("-c", tile_core(".gdb18_1"), commands=("fpstate show zmm3",))
+    assert "warning SRC017: tmm0-tmm7: not known" in text
+    assert re.search(r"^zmm3 +0x[0-9a-f]{128}$", text, re.MULTILINE)
 
 
 def test_the_layout_comes_from_the_option_where_the_core_does_not_say(gdb: Gdb, amd_core: Path) -> None:

@@ -6,10 +6,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import pytest
 from engine_runs import QUANTUM
+from live_processes import wait_until
 
 from fpstate.engine.native import NativeEngine
 from fpstate.program import BUILTIN, FAULTS
@@ -28,10 +28,16 @@ PROLOGUE = """
     engine = NativeEngine(Manager())
     queue = engine.queue()
 
-    def run(name, argument=0, seconds=10.0):
+    def run(name, argument=0, seconds=100.0):
         vcpu = engine.vcpu({**BUILTIN, **FAULTS}[name].load(), argument=argument)
         queue.add(vcpu)
         queue.run(100_000, int(seconds * 1e9))
+        return vcpu
+
+    def run_until(happened):
+        vcpu = run("spin", 10**12, seconds=0.3)
+        while not happened():
+            queue.run(100_000, 300_000_000)
         return vcpu
 """
 
@@ -43,7 +49,7 @@ def script(native):
     def run(body: str) -> subprocess.CompletedProcess[str]:
         code = textwrap.dedent(PROLOGUE) + textwrap.dedent(body)
         return subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False
         )
 
     return run
@@ -79,7 +85,7 @@ def test_a_host_fault_beside_a_running_guest_reaches_faulthandler(script) -> Non
             time.sleep(0.2)
             ctypes.string_at(0)
         threading.Thread(target=host_fault).start()
-        run("spin", 10**11)
+        run("spin", 10**12)
         """
     )
     assert ended.returncode == -signal.SIGSEGV
@@ -94,7 +100,7 @@ def test_without_faulthandler_a_host_fault_ends_the_process_as_ever(script) -> N
             time.sleep(0.2)
             ctypes.string_at(0)
         threading.Thread(target=host_fault).start()
-        run("spin", 10**11)
+        run("spin", 10**12)
         """
     )
     assert ended.returncode == -signal.SIGSEGV
@@ -128,7 +134,7 @@ def test_a_sent_signal_without_a_handler_ends_the_process(script, name: str) -> 
     ended = script(
         f"""
         threading.Timer(0.2, os.kill, (os.getpid(), signal.{name})).start()
-        run("spin", 10**11)
+        run("spin", 10**12)
         """
     )
     assert ended.returncode == -getattr(signal, name)
@@ -141,7 +147,7 @@ def test_a_handler_of_before_gets_a_signal_that_is_sent_during_a_run(script, nam
         met = []
         signal.signal(signal.{name}, lambda number, frame: met.append(number))
         threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.{name})).start()
-        vcpu = run("spin", 10**11, seconds=0.4)
+        vcpu = run_until(lambda: met)
         assert (vcpu.exit, met) == (None, [signal.{name}]), (vcpu.exit, met)
         os.kill(os.getpid(), signal.{name})
         assert len(met) == 2
@@ -165,8 +171,9 @@ def test_a_handler_in_c_gets_its_signal_with_its_arguments(script) -> None:
         action.handler = ctypes.cast(libc.ffs, ctypes.c_void_p).value
         action.flags = SA_SIGINFO
         assert libc.sigaction(signal.SIGFPE, ctypes.byref(action), None) == 0
-        threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGFPE)).start()
-        assert run("spin", 10**11, seconds=0.3).exit is None
+        timer = threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGFPE))
+        timer.start()
+        assert run_until(lambda: not timer.is_alive()).exit is None
         after = Action()
         assert libc.sigaction(signal.SIGFPE, None, ctypes.byref(after)) == 0
         assert (after.handler, after.flags & SA_SIGINFO) == (action.handler, SA_SIGINFO)
@@ -179,8 +186,9 @@ def test_an_ignored_signal_stays_ignored(script) -> None:
     ended = script(
         """
         signal.signal(signal.SIGFPE, signal.SIG_IGN)
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGFPE)).start()
-        assert run("spin", 10**11, seconds=0.3).exit is None
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGFPE))
+        timer.start()
+        assert run_until(lambda: not timer.is_alive()).exit is None
         assert signal.getsignal(signal.SIGFPE) is signal.SIG_IGN
         """
     )
@@ -219,14 +227,13 @@ def test_a_signal_stack_of_the_thread_s_own_comes_back(native) -> None:
 
 def test_while_a_guest_runs_the_core_s_handlers_are_in_place(native) -> None:
     """The control of the two tests above: during a run the actions do differ."""
-    engine, before, during = NativeEngine(Manager()), actions(), []
-    thread = threading.Thread(target=lambda: (time.sleep(0.1), during.append(actions())))
+    engine, before = NativeEngine(Manager()), actions()
+    thread = threading.Thread(target=wait_until, args=(lambda: actions() != before,))
     queue = engine.queue()
-    queue.add(engine.vcpu(BUILTIN["spin"].load(), argument=10**11))
+    queue.add(engine.vcpu(BUILTIN["spin"].load(), argument=10**12))
     thread.start()
-    queue.run(QUANTUM, 300_000_000)
-    thread.join()
-    assert during[0] != before
+    while thread.is_alive():
+        queue.run(QUANTUM, 300_000_000)
     assert actions() == before
 
 

@@ -6,7 +6,8 @@ import itertools
 import os
 
 import pytest
-from kvm_runs import check, run_all, run_one, runnable, turn
+from engine_runs import UNASKED
+from kvm_runs import LONG_NS, check, run_all, run_one, runnable, turn, turn_into_the_loop
 
 from fpstate.arch.component import LEGACY
 from fpstate.engine.leak import audit
@@ -46,7 +47,7 @@ def test_a_thousand_guests_share_two_kvm_vcpus_and_keep_every_register(kvm):
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["shared", "one each"])
-@pytest.mark.parametrize("name", list(BUILTIN))
+@pytest.mark.parametrize("name", UNASKED)
 def test_every_program_leaves_the_bytes_that_it_leaves_natively(kvm, native, name, each):
     engine, builtin = kvm(each=each), BUILTIN[name]
     if builtin not in runnable(engine):
@@ -55,9 +56,9 @@ def test_every_program_leaves_the_bytes_that_it_leaves_natively(kvm, native, nam
     guests = [engine.vcpu(builtin.load(), seed=seed, argument=argument) for seed in range(6)]
     report = run_all(engine, guests, processors=PROCESSORS)
     natively = NativeEngine(Manager(), timeout=10)
+    offered = engine.offered(engine.manager.permissions.user_mask(Kind.GUEST))
     twins = [
-        natively.vcpu(builtin.load(), seed=seed, argument=argument, permitted=engine.managed)
-        for seed in range(6)
+        natively.vcpu(builtin.load(), seed=seed, argument=argument, permitted=offered) for seed in range(6)
     ]
     Scheduler(natively).run(twins)
     for seed, (guest, twin) in enumerate(zip(guests, twins, strict=True)):
@@ -203,7 +204,7 @@ def test_a_vso_that_was_changed_from_outside_is_loaded_again(kvm):
     for each in (False, True):
         engine = kvm(each=each)
         guests = [engine.vcpu(CANARY.load(), seed=seed, argument=100_000) for seed in range(2)]
-        turn(engine, guests, 8)
+        turn_into_the_loop(engine, guests, 8)
         engine.manager.load(guests[1].vso, guests[0].vso.image())
         guests[1].attach()
         run_all(engine, guests)
@@ -277,6 +278,6 @@ def test_queues_keep_their_rules(kvm):
         second.add(guest)
     with pytest.raises(VsoError, match="not in this queue"):
         second.remove(guest)
-    assert first.run(100_000, 10_000_000) is guest
+    assert first.run(100_000, LONG_NS) is guest
     with pytest.raises(VsoError, match="has ended"):
         first.add(guest)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from kvm_runs import check, run_all, turn
+from kvm_runs import check, run_all, turn, turn_into_the_loop
 
-from fpstate.arch import Component, mask_of
+from fpstate.arch import Component, Cpu, mask_of
 from fpstate.arch.component import LEGACY, components_in
 from fpstate.arch.layout import Layout
 from fpstate.engine.kvm.context import Context
@@ -19,8 +19,10 @@ from fpstate.errors import UnsupportedHere
 from fpstate.image import Image
 from fpstate.image.move import moves
 from fpstate.program import BUILTIN, canary_pattern
+from fpstate.program.block import ENTRY_PKRU
 from fpstate.program.expected.canary import vector_kind
 from fpstate.vso.manager import Manager
+from fpstate.vso.permission import Kind
 from fpstate.vso.pool import Pool
 
 CANARY = BUILTIN["canary"]
@@ -109,7 +111,7 @@ def beyond_legacy(kvm) -> int:
 def test_a_kvm_that_would_cut_states_short_is_refused(kvm):
     engine = kvm()
     with pytest.raises(UnsupportedHere, match="KVM_CAP_XSAVE2"):
-        Exchange(engine.manager, engine.managed, engine.exchange.layout.size - 1)
+        Exchange(engine.manager, engine.exchange.mask, engine.exchange.layout.size - 1)
 
 
 def test_the_engine_as_it_is_keeps_every_register(kvm):
@@ -129,7 +131,8 @@ def test_the_leak_carries_another_guest_s_values(kvm, beyond_legacy):
         engine = kvm(None, kind, vcpus=1)
         canary = engine.vcpu(CANARY.load(), seed=77, argument=10**9)
         idle = engine.vcpu(BUILTIN["spin"].load(), argument=10**9)
-        turn(engine, [canary, idle], 12)
+        turn_into_the_loop(engine, [canary], 4)
+        turn(engine, [canary, idle], 8)
         secrets = words(canary_pattern(77, canary.vso.permitted).values())
         assert bool(secrets & words(idle.vso.image().registers.in_use().values())) == leaks
 
@@ -174,7 +177,7 @@ def test_a_short_move_into_another_buffer_is_seen(kvm):
 def test_one_flipped_bit_is_reported_as_that_very_register(kvm, register, bit):
     engine = kvm(vcpus=1)
     guests = start(engine, 3)
-    turn(engine, guests, 9)
+    turn_into_the_loop(engine, guests, 9)
     image = Image(guests[1].vso.buffer.view, guests[1].vso.layout, "vso")
     image.registers[register] = image.registers[register] ^ bit
     run_all(engine, guests)
@@ -186,7 +189,7 @@ def test_one_flipped_bit_is_reported_as_that_very_register(kvm, register, bit):
 def test_a_general_register_that_changes_is_seen(kvm):
     engine = kvm(vcpus=1)
     guests = start(engine, 2)
-    turn(engine, guests, 6)
+    turn_into_the_loop(engine, guests, 6)
     guests[0].context["r13"] ^= 4
     run_all(engine, guests)
     assert "the first in r13 at" in check(guests[0], 0, ARGUMENT)
@@ -219,25 +222,61 @@ def test_general_registers_of_another_are_seen(kvm):
 # What this machine may not have: checked without running it
 
 
-def test_a_load_names_pkru_even_where_it_is_initial(core):
-    """KVM would keep the PKRU of the guest before otherwise."""
-    from fpstate.arch import Cpu
+def image_size(cpu: Cpu) -> int:
+    """Bytes of KVM_GET_XSAVE2 that hold all of a processor's user components."""
+    return max(4096, Layout.standard(cpu, cpu.user_mask).size)
 
-    cpu = Cpu.host()
-    exchange = Exchange(Manager(), cpu.user_mask, 4096)
-    exchange.always = PKRU
-    image = bytearray(b"\xff" * 4096)
-    exchange.load(Manager().create(), image)
-    assert int.from_bytes(image[512:520], "little") == PKRU
+
+@pytest.fixture
+def with_keys(monkeypatch) -> Cpu:
+    """A processor with PKRU, which the exchange takes for this one."""
+    cpu = Cpu.catalog("emerald-rapids")
+    monkeypatch.setattr("fpstate.engine.kvm.exchange.Cpu.host", lambda: cpu)
+    return cpu
+
+
+def test_a_load_names_pkru_even_where_it_is_initial(with_keys):
+    """KVM would keep the PKRU of the guest before otherwise."""
+    manager, size = Manager(with_keys), image_size(with_keys)
+    exchange = Exchange(manager, with_keys.user_mask, size)
+    image = bytearray(b"\xff" * size)
+    exchange.load(manager.create(), image)
+    assert int.from_bytes(image[512:520], "little") == PKRU | mask_of(Component.SSE)
     assert not any(image[520:])
 
 
-def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
-    from fpstate.arch import Cpu
+@pytest.mark.parametrize("value", [ENTRY_PKRU, 0, 0xFFFFFFFC])
+def test_pkru_goes_in_and_out_beside_the_vso(with_keys, value):
+    """So that it takes no buffer and no permission, as natively."""
+    manager, size = Manager(with_keys), image_size(with_keys)
+    exchange = Exchange(manager, with_keys.user_mask, size)
+    vso, image = manager.create(Kind.GUEST, permitted=LEGACY), bytearray(size)
+    exchange.load(vso, image)
+    exchange.put_pkru(image, value)
+    at = exchange.layout.place(Component.PKRU).offset
+    assert image[at : at + 8] == value.to_bytes(8, "little")
+    assert exchange.pkru(image) == value
+    assert exchange.in_use(image) == 0
+    exchange.save(vso, image)
+    assert vso.size == 0
+    image[513] &= ~2
+    assert exchange.pkru(image) == 0
 
-    mask = Cpu.host().user_mask
-    exchange = Exchange(Manager(), mask, 4096)
-    image = bytearray(Image.initial(Layout.standard(Cpu.host(), mask)).to_bytes().ljust(4096, b"\0"))
+
+def test_without_pkru_there_is_none_to_go_in(core):
+    cpu = Cpu.host()
+    mask = cpu.user_mask & ~PKRU
+    exchange, image = Exchange(Manager(), mask, image_size(cpu)), bytearray(image_size(cpu))
+    exchange.put_pkru(image, ENTRY_PKRU)
+    assert not any(image)
+    assert exchange.pkru(b"\xff" * len(image)) == 0
+
+
+def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
+    cpu = Cpu.host()
+    mask = cpu.user_mask
+    exchange = Exchange(Manager(), mask, image_size(cpu))
+    image = bytearray(Image.initial(Layout.standard(cpu, mask)).to_bytes().ljust(image_size(cpu), b"\0"))
     image[512:520] = mask.to_bytes(8, "little")
     assert exchange.in_use(image) == 0
     image[160 + 77] = 1
@@ -263,6 +302,17 @@ def test_what_is_not_initial_is_in_use_whatever_the_header_says(core):
         ("0f0b9090", 0x03, None),  # ud2
         ("0f58c290", 0x03, None),  # addps xmm0, xmm2
         ("c5", 0x03, None),
+        ("c4e27849053fdc0000", 0xE7, 18),  # ldtilecfg [rip + 0xdc3f]
+        ("c4e27949878000", 0xE7, 18),  # sttilecfg
+        ("c4e27849c0", 0xE7, 18),  # tilerelease
+        ("c4e27b49c0", 0xE7, 18),  # tilezero tmm0
+        ("c4e27b4b2406", 0xE7, 18),  # tileloadd tmm4, [rsi + rax]
+        ("c4c27a4b0c06", 0x03, 18),  # tilestored [r14 + rax], tmm1
+        ("c4e24b5ec4", 0xE7, 18),  # tdpbssd tmm0, tmm4, tmm6
+        ("c4e24a5cc4", 0xE7, 18),  # tdpbf16ps tmm0, tmm4, tmm6
+        ("c4e24b5ec4", 0x602E7, None),
+        ("c4e2fb49c0", 0xE7, None),  # with W there is no such instruction
+        ("c4e279502d00000000", 0x03, 2),  # vpdpbusd xmm5, xmm0, [rip]
     ],
 )
 def test_an_instruction_tells_which_component_it_needs(code, xcr0, component):

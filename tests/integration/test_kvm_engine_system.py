@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,7 +17,8 @@ import time
 from pathlib import Path
 
 import pytest
-from kvm_runs import QUANTUM, check, run_all, turn
+from kvm_runs import LONG_NS, QUANTUM, check, run_all, turn
+from live_processes import PATIENCE, wait_until
 
 from fpstate.command.main import main
 from fpstate.engine import availability
@@ -284,7 +287,7 @@ def _interrupt_everywhere(queue) -> int:
 
         sys.settrace(trace)
         try:
-            queue.run(QUANTUM, 5_000_000, 3)
+            queue.run(QUANTUM, LONG_NS, 3)
         except KeyboardInterrupt:
             interrupted += 1
         finally:
@@ -292,7 +295,18 @@ def _interrupt_everywhere(queue) -> int:
     return interrupted
 
 
-def test_ctrl_c_ends_the_command_at_once_and_tidily(kvm):
+def runs_guests(command: subprocess.Popen) -> bool:
+    """Whether a command is past its start: a thread of it is in KVM_RUN, where all signals but the tick are blocked."""
+    assert command.poll() is None
+    for task in Path(f"/proc/{command.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            (blocked,) = re.findall(r"^SigBlk:\s*(\w+)", (task / "status").read_text(), re.MULTILINE)
+            if int(blocked, 16) >> signal.SIGINT - 1 & 1:
+                return True
+    return False
+
+
+def test_ctrl_c_ends_the_command_tidily(kvm):
     kvm()
     command = [
         *FPSTATE,
@@ -310,9 +324,9 @@ def test_ctrl_c_ends_the_command_at_once_and_tidily(kvm):
             [*command, processors, "spin"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as run:
             try:
-                time.sleep(1.5)
+                wait_until(lambda: runs_guests(run))
                 run.send_signal(signal.SIGINT)
-                _, error = run.communicate(timeout=10)
+                _, error = run.communicate(timeout=PATIENCE)
             finally:
                 run.kill()
         assert run.returncode == 130
@@ -323,9 +337,9 @@ def test_a_process_that_is_killed_while_guests_run_leaves_none(kvm):
     kvm()
     command = [*FPSTATE, "run", "--engine", "kvm", "--vcpus", "20", "--argument", "100000000000", "spin"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
-        time.sleep(1)
+        wait_until(lambda: runs_guests(run))
         run.kill()
-        assert run.wait(10) == -signal.SIGKILL
+        assert run.wait(PATIENCE) == -signal.SIGKILL
     engine = kvm()
     guest = engine.vcpu(CANARY.load(), seed=3, argument=2000)
     run_all(engine, [guest])
@@ -464,10 +478,12 @@ def test_run_gives_the_native_report(kvm, native, capsys):
         "checked",
         "ends",
         "faults",
-        "growths",
         "left_out",
     )
     assert [reports["kvm"][field] for field in same] == [reports["native"][field] for field in same]
+    assert (
+        min(reports[name]["growths"] for name in reports) > 0
+    )  # how many, depends on where guests were preempted
     assert reports["kvm"]["leaked_bytes"] == 0
     assert reports["kvm"]["audit"]["canaries"] == 48
 

@@ -10,7 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from live_processes import assert_free, compile_target, compile_target_32, running, statuses
+from live_processes import (
+    PATIENCE,
+    assert_free,
+    compile_target,
+    compile_target_32,
+    running,
+    statuses,
+    wait_until,
+)
 
 from fpstate import Float80
 from fpstate.errors import SourceError, UnsupportedHere
@@ -115,11 +123,13 @@ def test_a_32_bit_process(gcc: str, tmp_path: Path) -> None:
         assert_free(process.pid)
 
 
-def test_all_threads_stand_still_together_and_shortly(target: Path) -> None:
+def test_all_threads_stand_still_together_and_for_how_long_is_told(target: Path) -> None:
     with running(target, "sleep", "200") as process:
+        start = time.monotonic()
         found = snapshot(process.pid)
+        took = time.monotonic() - start
         assert len(found.threads) == 200
-        assert 0 < found.longest <= found.stop < 1
+        assert 0 < found.longest <= found.stop <= took
         assert_free(process.pid)
 
 
@@ -139,7 +149,7 @@ def test_a_reader_that_is_killed_at_any_moment_leaves_nothing_stopped(
             assert reader.stdout.readline() == b"go\n"
             time.sleep(generator.uniform(0, 0.03))
             reader.send_signal(how)
-            assert reader.wait(10) != 0
+            assert reader.wait(PATIENCE) != 0
             reader.stdout.close()
             assert_free(process.pid, "RS")
         assert len(process_threads(process.pid)) == 200
@@ -151,11 +161,10 @@ def test_a_reader_that_is_killed_while_it_reads_was_reading(target: Path) -> Non
         reader = subprocess.Popen([sys.executable, "-c", READER, str(process.pid)], stdout=subprocess.PIPE)
         assert reader.stdout is not None
         reader.stdout.readline()
-        seen = any(any(tracer for _, tracer in statuses(process.pid).values()) for _ in range(20))
+        wait_until(lambda: any(tracer for _, tracer in statuses(process.pid).values()))
         reader.kill()
         reader.wait()
         reader.stdout.close()
-        assert seen
         assert_free(process.pid, "RS")
 
 
@@ -164,7 +173,7 @@ def test_ctrl_c_is_raised_after_the_threads_are_let_go(target: Path) -> None:
         timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - whichever snapshot it meets
-            for _ in range(1000):
+            while True:
                 snapshot(process.pid)
         timer.join()
         assert_free(process.pid, "RS")
@@ -199,7 +208,7 @@ def test_a_target_that_dies_meanwhile_is_no_hang_and_can_be_waited_for(target: P
                 while True:
                     assert len(snapshot(process.pid).threads) <= 200
             killer.join()
-            assert process.wait(5) == -signal.SIGKILL
+            assert process.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_a_wait_for_the_target_by_another_thread_sees_no_stop(target: Path) -> None:
@@ -225,16 +234,14 @@ def test_threads_that_come_and_go_do_not_disturb(target: Path, counter: Path) ->
             assert found.threads[0].tid == process.pid
             assert not found.unread
         before = counted(counter)
-        time.sleep(0.1)
-        assert counted(counter) > before
+        wait_until(lambda: counted(counter) > before)
         assert_free(process.pid)
 
 
 def test_what_was_stopped_before_stays_stopped_and_can_go_on(target: Path) -> None:
     with running(target, "fill", "3") as process:
         process.send_signal(signal.SIGSTOP)
-        while {state for state, _ in statuses(process.pid).values()} != {"T"}:
-            time.sleep(0.001)
+        wait_until(lambda: {state for state, _ in statuses(process.pid).values()} == {"T"})
         images = filled(process_threads(process.pid))
         assert all(wrong(image, index) == [] for index, image in images.items())
         assert_free(process.pid, "T")
@@ -244,8 +251,7 @@ def test_what_was_stopped_before_stays_stopped_and_can_go_on(target: Path) -> No
 
 def test_a_leader_that_has_left_is_passed_over(target: Path) -> None:
     with running(target, "leaderless", "4") as process:
-        while statuses(process.pid)[process.pid][0] != "Z":
-            time.sleep(0.001)
+        wait_until(lambda: statuses(process.pid)[process.pid][0] == "Z")
         threads = process_threads(process.pid)
         assert len(threads) == 3
         assert process.pid not in {each.tid for each in threads}
@@ -273,24 +279,23 @@ def test_no_signal_is_lost(target: Path, counter: Path, kill_reader: bool) -> No
                 reader.terminate()
             reader.wait()
             reader.stdout.close()
-        deadline = time.monotonic() + 5
-        while counted(counter) < sent and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: counted(counter) >= sent, lambda: f"{counted(counter)} of {sent} signals")
         assert counted(counter) == sent
         assert_free(process.pid)
 
 
-def test_a_thread_that_cannot_be_stopped_is_given_up_in_time(target: Path) -> None:
+def test_a_thread_that_cannot_be_stopped_is_given_up_when_its_time_is_up(target: Path) -> None:
+    """It never stops: that this comes to an end is the limit's doing."""
     with running(target, "vfork") as process:
         start = time.monotonic()
-        found = snapshot(process.pid, limit=0.2)
-        assert time.monotonic() - start < 1
+        found = snapshot(process.pid, limit=1)
+        assert time.monotonic() - start >= 1
         assert len(found.threads) == 1
         (unread,) = found.unread
         assert "did not stop in time" in unread.reason
         assert_free(process.pid)
         with pytest.raises(SourceError, match=str(unread.tid)):
-            process_threads(process.pid, limit=0.2)
+            process_threads(process.pid, limit=1)
 
 
 def test_no_such_process() -> None:
@@ -313,8 +318,8 @@ def test_a_process_that_is_traced_already_is_named_with_its_tracer(target: Path)
         "from fpstate.source import ptrace\n"
         "def wait(regset):\n"
         "    print('held', flush=True)\n"
-        "    time.sleep(30)\n"
-        "ptrace.edit(int(sys.argv[1]), ptrace.host_layout(), 2, wait)\n"
+        f"    time.sleep({PATIENCE})\n"
+        f"ptrace.edit(int(sys.argv[1]), ptrace.host_layout(), {PATIENCE}, wait)\n"
     )
     with running(target, "sleep") as process:
         holder = subprocess.Popen([sys.executable, "-c", hold, str(process.pid)], stdout=subprocess.PIPE)

@@ -1,7 +1,6 @@
 """fpstate threads: the odd ones out of real processes."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from live_processes import assert_free, compile_target, running
 
 from fpstate.command.main import main
 from fpstate.source.process import process_threads
+from recorded import OWN
 
 pytestmark = pytest.mark.usefixtures("core")
 
@@ -53,7 +53,7 @@ def test_exception_flags_make_no_thread_odd(target: Path, capsys: pytest.Capture
 
 def test_a_thread_that_does_not_stop_is_named(target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running(target, "vfork") as process:
-        assert main(["threads", str(process.pid), "--limit", "200ms"]) == 1
+        assert main(["threads", str(process.pid), "--limit", "1s"]) == 1
         captured = capsys.readouterr()
         assert "1 thread, all alike" in captured.out
         assert "did not stop in time" in captured.err
@@ -65,10 +65,7 @@ def test_exit_codes_of_what_cannot_be_read(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_threads_of_a_core_are_compared_too(capsys: pytest.CaptureFixture[str]) -> None:
-    corpus = os.environ.get("FPSTATE_CORPUS")
-    if not corpus:
-        pytest.skip("FPSTATE_CORPUS is not set: there are no recorded cores")
-    core = Path(corpus) / "generated" / "cores" / "x64_avx_2t_quit.kernel.core.xz"
+    core = OWN / "generated" / "cores" / "x64_avx_2t_quit.kernel.core.xz"
     assert main(["threads", str(core)]) == 1
     text = capsys.readouterr().out
     assert "mxcsr: rounding=down, not nearest; fctrl: precision=double, not extended" in text

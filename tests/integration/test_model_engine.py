@@ -33,7 +33,7 @@ pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"
 )
 
-TILEDATA = mask_of(Component.TILEDATA)
+TILECFG, TILEDATA = mask_of(Component.TILECFG), mask_of(Component.TILEDATA)
 UINTR = mask_of(Component.UINTR)
 CONTEXTS = 12
 QUANTUM = 100_000
@@ -73,6 +73,19 @@ class KeepsTiles(KernelRegisters):
         super().restore(image, rfbm & (image.xstate_bv | ~TILEDATA))
 
 
+class KeepsConfigurations(KernelRegisters):
+    """Leaves TILECFG alone."""
+
+    def restore(self, image, rfbm):
+        super().restore(image, rfbm & (image.xstate_bv | ~TILECFG))
+
+
+class KeepsPkru(KernelRegisters):
+    """Leaves PKRU as the context before had it."""
+
+    pkru = property(KernelRegisters.pkru.fget, lambda registers, value: None)
+
+
 class BrokenEngine(ModelEngine):
     """An engine whose processors are switched by another kernel."""
 
@@ -87,6 +100,17 @@ class ForgetsToScrub(Pool):
 
     def _scrub_and_free(self, buffer):
         buffer.slab.give(buffer.slot, scrub=False)
+
+
+class CutsRows(Manager):
+    """Moves the first half of each row of the tiles."""
+
+    def _pieces(self, source, target, in_use):
+        if not in_use & TILEDATA:
+            return super()._pieces(source, target, in_use)
+        at, to = source.place(Component.TILEDATA).offset, target.place(Component.TILEDATA).offset
+        rows = [(at + 64 * row, to + 64 * row, 32) for row in range(128)]
+        return [*super()._pieces(source, target, in_use & ~TILEDATA), *rows]
 
 
 class CopiesTooLittle(Manager):
@@ -450,6 +474,22 @@ class TestLeakAudit:
         report = audit(broken_on(KeepsTiles), contexts=CONTEXTS)
         assert report.leaked_bytes > 0
         assert "tmm" in {leak.place[:3] for leak in report.leaks}
+
+    def test_a_tile_configuration_that_is_left_behind_is_caught(self, broken_on):
+        report = audit(broken_on(KeepsConfigurations), contexts=CONTEXTS)
+        assert report.leaks
+        assert all(max(leak.word.to_bytes(8, "little")) <= 64 for leak in report.leaks), (
+            "rows, or bytes of a row"
+        )
+
+    def test_a_pkru_that_is_left_behind_is_caught(self, broken_on):
+        report = audit(broken_on(KeepsPkru), contexts=CONTEXTS)
+        assert any("pkru" in each for each in report.damaged)
+
+    def test_rows_of_tiles_that_are_cut_short_are_caught(self):
+        report = audit(ModelEngine(CutsRows(Cpu.catalog("emerald-rapids"))), contexts=CONTEXTS)
+        assert any("tmm" in each for each in report.damaged)
+        assert not any("zmm" in each or "xmm" in each for each in report.damaged)
 
     def test_buffers_that_go_back_unscrubbed_are_caught(self):
         manager = Manager(Cpu.catalog("sapphire-rapids"), pool=ForgetsToScrub())

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import state_writer
+from live_processes import wait_until
 
 from fpstate.errors import SourceError
 from fpstate.source.state_file import encode, read_state, state_files
@@ -55,10 +56,7 @@ def damaged(folder: Path) -> list[str]:
 
 
 def _wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline, "a killed process does not end"
-        time.sleep(0.0005)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), lambda: "a killed process does not end")
 
 
 def test_whoever_is_killed_leaves_whole_states(tmp_path):

@@ -24,7 +24,7 @@ MISSING = "fpstate._core"
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", HIDE + code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def fpstate(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -38,9 +38,10 @@ uint32_t arrangement_offset(const struct arrangement *arrangement, uint32_t comp
 size_t arrangement_extent(const struct arrangement *arrangement, uint64_t components)
 {
     size_t end = LEGACY_AND_HEADER;
-    for (uint32_t i = 2; i < 63; i++) {
+    for (components &= ~(uint64_t)(LEGACY_MASK | COMPACTED); components; components &= components - 1) {
+        uint32_t i = (uint32_t)__builtin_ctzll(components);
         size_t last = arrangement_offset(arrangement, i) + (size_t)processor()->component[i].size;
-        if (components >> i & 1 && last > end)
+        if (last > end)
             end = last;
     }
     return end;

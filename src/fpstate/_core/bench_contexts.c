@@ -54,35 +54,38 @@ static PyObject *core_bench_ring(PyObject *module, PyObject *contexts)
     return capsule;
 }
 
-static int fill_all(const struct ring *ring, const Py_buffer *image, size_t first, size_t step)
+static PyObject *raise_outcome(int error)
+{
+    if (error)
+        raise_error("PoolExhausted", "no memory for a context's state");
+    return NULL;
+}
+
+static void fill_all(const struct ring *ring, const Py_buffer *image, size_t first, size_t step)
 {
     size_t area = (processor()->area_size + LINE - 1) / LINE * LINE + BEHIND_AN_IMAGE;
     char *from = aligned_alloc(LINE, area);
     if (!from || signals_acquire()) {
         free(from);
-        return ENOMEM;
+        raise_outcome(ENOMEM);
+        return;
     }
     memset(from, 0, area);
-    memcpy(from, image->buf, (size_t)image->len);
+    copy_bytes(from, image);
     uint32_t mxcsr = mxcsr_read();
     uint16_t fcw = fcw_read();
     int error = 0;
+    struct refusal refusal = {0};
     for (size_t i = first; i < ring->count && !error; i += step)
-        error = loop_fill(ring->members[i], from);
+        error = loop_fill(ring->members[i], from, &refusal);
     xstate_restore(initial_image(), processor()->managed_mask);
     control_words_write(mxcsr, fcw);
     signals_release();
-    free(from);
-    return error;
-}
-
-static PyObject *raise_outcome(int error)
-{
     if (error == -1)
-        raise_error("RestoreFault", "XRSTOR raised #GP: the processor refuses this image");
-    else if (error)
-        raise_error("PoolExhausted", "no memory for a context's state");
-    return NULL;
+        raise_refusal(&refusal, from, area);
+    else
+        raise_outcome(error);
+    free(from);
 }
 
 /* bench_fill(ring, image, first=0, step=1) */
@@ -100,7 +103,7 @@ static PyObject *core_bench_fill(PyObject *module, PyObject *args)
     else if (ring && (size_t)image.len > processor()->area_size)
         raise_error("ImageError", "the image is longer than any that this processor can hold");
     else if (ring)
-        raise_outcome(fill_all(ring, &image, (size_t)first, (size_t)step));
+        fill_all(ring, &image, (size_t)first, (size_t)step);
     PyBuffer_Release(&image);
     if (PyErr_Occurred())
         return NULL;

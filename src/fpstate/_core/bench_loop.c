@@ -1,10 +1,10 @@
 /* Loops over contexts as a runtime in C would write them. Compiled with general registers only: states are live. */
 #include "bench.h"
-#include "core.h"
 
-int loop_fill(struct context *context, const void *image)
+int loop_fill(struct context *context, const void *image, struct refusal *refusal)
 {
-    if (xstate_restore(image, processor()->managed_mask))
+    *refusal = xstate_restore(image, processor()->managed_mask);
+    if (refusal->signal)
         return -1;
     return context_save(context);
 }

@@ -89,26 +89,29 @@ static struct slots *slots_map(size_t count)
     return slots;
 }
 
-/* Make a slot what XSAVEC makes of the image; -1 where XRSTOR refuses it. */
-static int slot_fill(char *slot, const Py_buffer *image)
+/* Make a slot what XSAVEC makes of the image; false with an error set. */
+static bool slot_fill(char *slot, const Py_buffer *image)
 {
     uint64_t mask = processor()->managed_mask;
     size_t area = (processor()->area_size + LINE - 1) / LINE * LINE;
     char *from = aligned_alloc(LINE, area + 4096); /* a standard-form restore may look past a short image's end */
     if (!from || signals_acquire()) {
         free(from);
-        return -1;
+        PyErr_NoMemory();
+        return false;
     }
     memset(from, 0, area + 4096);
-    memcpy(from, image->buf, (size_t)image->len);
+    copy_bytes(from, image);
     uint32_t mxcsr = mxcsr_read();
     uint16_t fcw = fcw_read();
-    int refused = xstate_exchange(from, slot, mask, mask, 1);
+    struct refusal refusal = xstate_exchange(from, slot, mask, mask, 1);
     xstate_restore(initial_image(), mask);
     control_words_write(mxcsr, fcw);
     signals_release();
+    if (refusal.signal)
+        raise_refusal(&refusal, from, area);
     free(from);
-    return refused;
+    return !refusal.signal;
 }
 
 /* Fill the slots with the images by turns; NULL with an error set. */
@@ -120,9 +123,8 @@ static struct slots *slots_new(const Py_buffer *images, size_t image_count, size
         return NULL;
     }
     for (size_t i = 0; i < image_count && i < count; i++)
-        if (slot_fill(slots->first + i * slots->stride, &images[i])) {
+        if (!slot_fill(slots->first + i * slots->stride, &images[i])) {
             slots_free(slots);
-            raise_error("RestoreFault", "XRSTOR raised #GP: the processor refuses this image");
             return NULL;
         }
     for (size_t i = image_count; i < count; i++)

@@ -8,6 +8,8 @@
 
 enum { CACHE_DEFAULT = 8 << 20 };
 
+/* An empty buffer may have any address, aligned or not, or none: nothing below reads through it. */
+
 /* Whether count images of extent bytes, the last one without what follows it, lie in length bytes. */
 static bool fits(size_t length, size_t stride, size_t count, size_t extent)
 {
@@ -135,7 +137,7 @@ static bool beyond_the_caches(size_t bytes)
 
 static bool overlap(const Py_buffer *a, const Py_buffer *b)
 {
-    return (char *)a->buf < (char *)b->buf + b->len && (char *)b->buf < (char *)a->buf + a->len;
+    return a->len && b->len && (char *)a->buf < (char *)b->buf + b->len && (char *)b->buf < (char *)a->buf + a->len;
 }
 
 static struct plan *read_plan(PyObject *classes, size_t extent, const Py_buffer *to, bool stream)
@@ -169,12 +171,14 @@ static PyObject *gather(const Py_buffer *source, Py_buffer *to, Py_buffer *indic
         PyErr_SetString(PyExc_ValueError, "the images reach beyond the buffer");
         return NULL;
     }
-    if (overlap(source, to) || (indices->buf && (overlap(indices, to) || overlap(indices, source)))) {
+    if (overlap(source, to) || overlap(indices, to) || overlap(indices, source)) {
         PyErr_SetString(PyExc_ValueError, "source and destination overlap");
         return NULL;
     }
-    if (indices->buf && ((size_t)indices->len / sizeof(uint32_t) < bulk->count || bulk->count > UINT32_MAX ||
-                         (uintptr_t)indices->buf % sizeof(uint32_t))) {
+    /* Where there are no images there is nothing to list, and an empty buffer may lie anywhere. */
+    bool lists = indices->obj && bulk->count;
+    if (lists && ((size_t)indices->len / sizeof(uint32_t) < bulk->count || bulk->count > UINT32_MAX ||
+                  (uintptr_t)indices->buf % sizeof(uint32_t))) {
         PyErr_SetString(PyExc_ValueError, "indices needs four aligned bytes for each image");
         return NULL;
     }
@@ -183,14 +187,14 @@ static PyObject *gather(const Py_buffer *source, Py_buffer *to, Py_buffer *indic
     if (!plan)
         return NULL;
     size_t listed = plan->count ? plan->classes[plan->count - 1].first + plan->classes[plan->count - 1].limit : 0;
-    if (indices->buf && listed > bulk->count) {
+    if (indices->obj && listed > bulk->count) {
         plan_free(plan);
         PyErr_SetString(PyExc_ValueError, "the classes have more records than there are images");
         return NULL;
     }
     Py_ssize_t failed;
     Py_BEGIN_ALLOW_THREADS
-    failed = bulk_move(bulk, plan, to->buf, in_order, indices->buf);
+    failed = bulk_move(bulk, plan, to->buf, in_order, lists ? indices->buf : NULL);
     Py_END_ALLOW_THREADS
     plan_free(plan);
     return PyLong_FromSsize_t(failed);

@@ -31,6 +31,8 @@ static const struct core named_cores[] = {
     CORE("without-k1-to-k7", sabotaged_opmask, X87 | SSE | AVX | AVX512),
     CORE("without-mxcsr", sabotaged_mxcsr, X87 | SSE | AVX | AVX512),
     CORE("without-mxcsr-avx", sabotaged_mxcsr_avx, X87 | SSE | AVX),
+    CORE("without-x87-end", sabotaged_x87, X87 | SSE | AVX | AVX512),
+    CORE("without-x87-end-avx", sabotaged_x87_avx, X87 | SSE | AVX),
 };
 
 const struct core *portable_core(void)
@@ -112,7 +114,9 @@ static void measure(struct trial *trial, const struct core *core, struct choice 
         uint64_t in_use = classes[i] & processor()->managed_mask, best[2] = {UINT64_MAX, UINT64_MAX};
         for (int repeat = 0; repeat < REPEATS; repeat++) {
             for (int which = 0; which < 2; which++) {
-                uint64_t cycles = trial_cycles(trial, which ? core : portable_core(), in_use, in_use, ROUNDS);
+                uint64_t settled, cycles = trial_cycles(trial, which ? core : portable_core(), in_use, in_use, ROUNDS,
+                                                        &settled);
+                choice->settled[i] = settled & processor()->managed_mask; /* in the end that of the fast core */
                 best[which] = cycles < best[which] ? cycles : best[which];
             }
         }

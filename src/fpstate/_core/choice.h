@@ -12,6 +12,7 @@ struct choice {
     char reason[REASON_BYTES];
     struct trial_report report;      /* no pairs: there was no trial */
     uint32_t permille[MEASURED];     /* of the portable core's time: as a glibc process, all but x87, everything */
+    uint64_t settled[MEASURED];      /* what was in use in those, after contexts with everything */
     uint64_t test_cycles, measure_cycles;
 };
 

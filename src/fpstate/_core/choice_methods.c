@@ -7,11 +7,12 @@
 
 static PyObject *choice_report(const struct choice *choice)
 {
-    return Py_BuildValue("{sssssKsKs(kkk)sKsK}", "core", choice->core->name, "reason", choice->reason, "pairs",
+    return Py_BuildValue("{sssssKsKs(kkk)s(KKK)sKsK}", "core", choice->core->name, "reason", choice->reason, "pairs",
                          (unsigned long long)choice->report.pairs, "mismatches",
                          (unsigned long long)choice->report.mismatches, "permille",
                          (unsigned long)choice->permille[0], (unsigned long)choice->permille[1],
-                         (unsigned long)choice->permille[2], "test_cycles", (unsigned long long)choice->test_cycles,
+                         (unsigned long)choice->permille[2], "settled", (unsigned long long)choice->settled[0],
+                         (unsigned long long)choice->settled[1], (unsigned long long)choice->settled[2], "test_cycles", (unsigned long long)choice->test_cycles,
                          "measure_cycles", (unsigned long long)choice->measure_cycles);
 }
 
@@ -111,7 +112,7 @@ static PyObject *core_trial(PyObject *module, PyObject *args, PyObject *kwargs)
                          report.saved ? Py_True : Py_False);
 }
 
-/* core_cycles(core, one, other, rounds): time stamp cycles of so many switches to and fro */
+/* core_cycles(core, one, other, rounds): time stamp cycles of so many switches to and fro, and what is in use by then */
 static PyObject *core_cycles(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -126,9 +127,9 @@ static PyObject *core_cycles(PyObject *module, PyObject *args)
         raise_error("UnsupportedHere", "a core of this name, or memory for a trial");
         return NULL;
     }
-    uint64_t cycles = trial_cycles(trial, core, one, other, rounds);
+    uint64_t settled, cycles = trial_cycles(trial, core, one, other, rounds, &settled);
     trial_close(trial);
-    return PyLong_FromUnsignedLongLong(cycles);
+    return Py_BuildValue("KK", (unsigned long long)cycles, (unsigned long long)settled);
 }
 
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))function, METH_VARARGS | METH_KEYWORDS

@@ -3,11 +3,8 @@
 
 #include "context.h"
 #include "choice.h"
-#include "legal.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <string.h>
 
 typedef struct {
     PyObject_HEAD
@@ -94,19 +91,22 @@ static PyObject *method_restore(PyObject *object, PyObject *none)
 
 static PyObject *method_load(PyObject *object, PyObject *argument)
 {
-    char why[160];
+    struct illegal what;
+    struct refusal refusal = {0};
     Py_buffer image;
     if (PyObject_GetBuffer(argument, &image, PyBUF_SIMPLE))
         return NULL;
     void *area = PyMem_Malloc(processor()->area_size + 64);
     void *aligned = (void *)(((uintptr_t)area + 63) & ~63ul);
     int error = ENOMEM;
-    if (area && image_illegal(image.buf, (size_t)image.len, why, sizeof why)) {
+    if (area && image_illegal(image.buf, (size_t)image.len, &what)) {
         error = -1;
+        raise_illegal(&what);
     } else if (area) {
-        snprintf(why, sizeof why, "XRSTOR raised #GP: the processor refuses this image");
         memset(aligned, 0, processor()->area_size);
-        error = image_through_registers(image.buf, (size_t)image.len, aligned);
+        error = image_through_registers(image.buf, (size_t)image.len, aligned, &refusal);
+        if (error == -1)
+            raise_refusal(&refusal, image.buf, (size_t)image.len);
     }
     PyBuffer_Release(&image);
     if (!error)
@@ -114,11 +114,7 @@ static PyObject *method_load(PyObject *object, PyObject *argument)
     if (area)
         explicit_bzero(area, processor()->area_size + 64);
     PyMem_Free(area);
-    if (error == -1) {
-        raise_error("ImageError", why);
-        return NULL;
-    }
-    return outcome(error);
+    return error == -1 ? NULL : outcome(error);
 }
 
 static PyObject *method_image(PyObject *object, PyObject *none)

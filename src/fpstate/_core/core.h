@@ -25,6 +25,13 @@ struct fault {
     uint64_t address; /* the memory address of a page fault (CR2), else the instruction's */
 };
 
+/* How an XRSTOR was refused, as Linux told it: which exception it was and why is for Python to say. */
+struct refusal {
+    int32_t signal; /* 0: it was not */
+    int32_t code;   /* si_code */
+    uint64_t address; /* si_addr: of a page fault, the byte that was not there */
+};
+
 struct carrier;
 struct queue;
 
@@ -61,8 +68,9 @@ struct vcpu {
     uint64_t code_end;
     uint64_t slices;
     uint64_t preemptions;
-    uint64_t cycles;       /* guest time in TSC cycles */
-    uint64_t cycle_limit;  /* 0: none */
+    uint64_t cycles;       /* from entry to exit, in TSC cycles: the thread may have been off its processor meanwhile */
+    uint64_t ran;          /* the same without that; counted only once the limit is near enough to matter */
+    uint64_t cycle_limit;  /* of ran; 0: none */
     uint32_t slack_saves;  /* saves in a row that used less than the buffer has room for */
     uint32_t shrink_after; /* come back to the host after so many; 0: never */
     struct queue *queue;
@@ -133,9 +141,9 @@ uint32_t vcpu_enter(struct vcpu *vcpu, struct carrier *carrier);
 extern const char trampoline_start[], trampoline_end[];
 extern const char enter_xrstor[], enter_end[], vcpu_exit[], vcpu_save[], vcpu_refused[];
 
-/* xstate.S: restore, and restore and save at once, as functions */
-int xstate_restore(const void *area, uint64_t mask); /* XRSTOR64; -1 where it raised #GP */
-int xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact);
+/* xstate.S: restore (XRSTOR64), and restore and save at once, as functions */
+struct refusal xstate_restore(const void *area, uint64_t mask);
+struct refusal xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact);
 extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[];
 uint64_t fsbase_read(void);
 uint64_t gsbase_read(void);
@@ -151,6 +159,7 @@ void control_words_write(uint32_t mxcsr, uint16_t fcw);
 struct processor {
     uint64_t xcr0;         /* enabled; 0 where there is no OSXSAVE */
     uint64_t managed_mask; /* what the trampolines save and restore: XCR0 without PKRU */
+    uint64_t dynamic_mask; /* of these, what IA32_XFD can hold back: an image may state it only with permission */
     uint32_t area_size;    /* bytes of the largest image in either format */
     uint32_t mxcsr_mask;
     size_t second_level_cache; /* bytes */
@@ -167,6 +176,9 @@ void cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 uint64_t xgetbv(uint32_t index);
 uint64_t tsc_hz(void); /* measured once, over some milliseconds */
 void *initial_image(void); /* one read-only image for all that have nothing in use */
+
+/* permission.c: the components that the kernel permits this process (ARCH_GET_XCOMP_PERM); false: it does not say */
+bool kernel_permission(uint64_t *permitted);
 
 /* spill.c: what to do with a state that did not fit its buffer */
 void spill_settle(struct vcpu *vcpu, struct carrier *carrier);
@@ -195,6 +207,7 @@ struct queue {
     bool busy;
     uint64_t switches, preemptions, yields, saves;
     uint64_t ticks_in_host;
+    uint64_t clock_tsc, clock_cycles; /* when the thread's clock was last read, and what it said */
     uint32_t *samples; /* TSC cycles from the end of one guest's slice to the start of the next one's */
     size_t sample_capacity, sample_count;
     bool compact; /* false: act as on a processor without XSAVEC */

@@ -30,6 +30,8 @@ DECLARE_CORE(fast_avx);
 DECLARE_CORE(sabotaged_opmask);
 DECLARE_CORE(sabotaged_mxcsr);
 DECLARE_CORE(sabotaged_mxcsr_avx);
+DECLARE_CORE(sabotaged_x87);
+DECLARE_CORE(sabotaged_x87_avx);
 uint64_t portable_save(void *, const struct arrangement *);
 void portable_load(const void *, const struct arrangement *);
 int portable_exchange(void *, const void *, const struct arrangement *, const struct arrangement *, uint64_t *);

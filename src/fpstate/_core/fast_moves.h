@@ -10,6 +10,7 @@
 
 #define SABOTAGE_OPMASK 1
 #define SABOTAGE_MXCSR 2
+#define SABOTAGE_X87 4
 
 #define X87_BIT 1
 #define SSE_BIT 2
@@ -131,7 +132,9 @@
     .endr
     jmp     .Lavx\@
 .Lendx87\@:
+.if \sabotage != SABOTAGE_X87
     fxrstor64 initial_legacy(%rip)          # FNINIT would leave the data registers
+.endif
     jmp     .Llegacy\@
 .Lx87\@:
     fxrstor64 (\area)

@@ -4,11 +4,19 @@
 
 #include "core.h"
 
-/* NULL, or what is wrong, in ``why`` (its bytes). */
-const char *image_illegal(const char *image, size_t size, char *why, size_t why_size);
+/* What is wrong with an image, for ImageError: where, what is there, and what may be. */
+struct illegal {
+    char why[160];
+    int64_t offset;
+    uint64_t found, expected;
+    int component; /* that the kernel does not permit; -1: that is not its trouble */
+};
 
-/* Load an image and save it at once in the arrangement of contexts, into ``area``, zeroed. The thread's vector
- * registers become initial, its control words stay. 0; -1: XRSTOR raised #GP; or an errno value. */
-int image_through_registers(const char *image, size_t size, void *area);
+/* Whether XRSTOR of everything managed refuses an image of so many bytes; ``what`` says why, where it does. */
+bool image_illegal(const char *image, size_t size, struct illegal *what);
+
+/* through.c: load an image and save it at once in the arrangement of contexts, into ``area``, zeroed. The thread's vector
+ * registers become initial, its control words stay. 0; -1: XRSTOR refused it, as ``refusal`` says; or an errno value. */
+int image_through_registers(const char *image, size_t size, void *area, struct refusal *refusal);
 
 #endif

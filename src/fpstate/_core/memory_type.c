@@ -82,7 +82,7 @@ static PyObject *memory_write(PyObject *object, PyObject *args)
         return NULL;
     bool allowed = inside(self, offset, data.len) && writable(self, offset, data.len);
     if (allowed)
-        memcpy(self->start + offset, data.buf, (size_t)data.len);
+        copy_bytes(self->start + offset, &data);
     PyBuffer_Release(&data);
     if (!allowed)
         return NULL;

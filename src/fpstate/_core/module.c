@@ -7,16 +7,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-void raise_error(const char *name, const char *message)
-{
-    PyObject *errors = PyImport_ImportModule("fpstate.errors");
-    PyObject *type = errors ? PyObject_GetAttrString(errors, name) : NULL;
-    if (type)
-        PyErr_SetString(type, message);
-    Py_XDECREF(type);
-    Py_XDECREF(errors);
-}
-
 static PyObject *core_cpuid(PyObject *module, PyObject *args)
 {
     (void)module;
@@ -54,10 +44,20 @@ static PyObject *core_features(PyObject *module, PyObject *none)
     (void)module;
     (void)none;
     const struct processor *found = processor();
-    return Py_BuildValue("{sKsKsIsOsOsOsO}", "xcr0", (unsigned long long)found->xcr0, "managed_mask",
-                         (unsigned long long)found->managed_mask, "area_size", found->area_size, "xsavec",
-                         found->xsavec ? Py_True : Py_False, "xgetbv1", found->xgetbv1 ? Py_True : Py_False, "pkru", found->pkru ? Py_True : Py_False, "fsgsbase",
-                         found->fsgsbase ? Py_True : Py_False);
+    uint64_t permitted;
+    PyObject *permission =
+        kernel_permission(&permitted) ? PyLong_FromUnsignedLongLong(permitted) : Py_NewRef(Py_None);
+    if (!permission)
+        return NULL;
+    return Py_BuildValue("{sKsKsKsNsIsOsOsOsO}", "xcr0", (unsigned long long)found->xcr0,
+                         "managed_mask", (unsigned long long)found->managed_mask,
+                         "dynamic_mask", (unsigned long long)found->dynamic_mask,
+                         "permission", permission,
+                         "area_size", found->area_size,
+                         "xsavec", found->xsavec ? Py_True : Py_False,
+                         "xgetbv1", found->xgetbv1 ? Py_True : Py_False,
+                         "pkru", found->pkru ? Py_True : Py_False,
+                         "fsgsbase", found->fsgsbase ? Py_True : Py_False);
 }
 
 static PyObject *core_tsc_hz(PyObject *module, PyObject *none)
@@ -107,17 +107,17 @@ static PyObject *core_exchange(PyObject *module, PyObject *args, PyObject *kwarg
             raise_error("ImageError", "the image is longer than any that this processor can hold");
         return too_long ? NULL : PyErr_NoMemory();
     }
-    memcpy(from, image.buf, (size_t)image.len);
+    copy_bytes(from, &image);
     PyBuffer_Release(&image);
     uint32_t mxcsr = mxcsr_read();
     uint16_t fcw = fcw_read();
-    int refused = xstate_exchange(from, from + area, mask & found->managed_mask, mask & found->managed_mask, compact);
+    struct refusal refusal = xstate_exchange(from, from + area, mask & found->managed_mask, mask & found->managed_mask, compact);
     xstate_restore(initial_image(), found->managed_mask);
     control_words_write(mxcsr, fcw);
     signals_release();
     PyObject *result = NULL;
-    if (refused)
-        raise_error("RestoreFault", "XRSTOR raised #GP: the processor refuses this image");
+    if (refusal.signal)
+        raise_refusal(&refusal, from, area);
     else
         result = PyBytes_FromStringAndSize(from + area, found->area_size);
     release_scratch(from, area);
@@ -143,7 +143,8 @@ static bool move_pieces(const struct carrier *carrier, const Py_buffer *to, PyOb
             PyErr_SetString(PyExc_ValueError, "a move leaves the spill area or the destination");
             return false;
         }
-        memcpy((char *)to->buf + target, (char *)carrier->spill + source, (size_t)size);
+        if (size)
+            memcpy((char *)to->buf + target, (char *)carrier->spill + source, (size_t)size);
     }
     return count >= 0;
 }
@@ -173,6 +174,7 @@ static PyMethodDef core_methods[] = {
     {"features", core_features, METH_NOARGS, NULL},
     {"tsc_hz", core_tsc_hz, METH_NOARGS, NULL},
     {"exchange", (PyCFunction)(void (*)(void))core_exchange, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"check_image", check_image, METH_O, NULL},
     {"unspill", core_unspill, METH_VARARGS, NULL},
     {0},
 };

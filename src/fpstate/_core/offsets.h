@@ -62,7 +62,7 @@
 #define EXIT_PORT      2 /* a port write; eax holds the operation */
 #define EXIT_FAULT     3
 #define EXIT_PREEMPTED 4
-#define EXIT_REFUSED   5 /* XRSTOR raised #GP: the guest was not entered */
+#define EXIT_REFUSED   5 /* XRSTOR was refused, and the fault says how: the guest was not entered */
 #define EXIT_EXPIRED   6 /* its processor time is used up */
 
 #endif

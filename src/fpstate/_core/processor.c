@@ -15,7 +15,7 @@
 
 enum { LEAF_FEATURES = 1, LEAF_STRUCTURED = 7, LEAF_XSTATE = 0xD };
 enum { OSXSAVE_ECX1 = 1 << 27, OSPKE_ECX7 = 1 << 4, XSAVEC_EAX = 1 << 1, XGETBV1_EAX = 1 << 2 };
-enum { ALIGN64_ECX = 1 << 1 };
+enum { ALIGN64_ECX = 1 << 1, XFD_ECX = 1 << 2 };
 enum { AVX_ECX1 = 1 << 28, AVX512F_EBX7 = 1 << 16, AVX512BW_EBX7 = 1 << 30, LEAF_AMD_EXTENDED = 0x80000008u };
 enum { SECOND_LEVEL_CACHE = 1 << 20 }; /* where the C library does not know */
 enum { POINTERS_EBX = 1 << 2, INTEL_EBX0 = 0x756E6547 };
@@ -58,6 +58,8 @@ static void find_components(void)
         if (!(found.xcr0 >> i & 1))
             continue;
         cpuid(LEAF_XSTATE, i, leaf);
+        if (leaf[2] & XFD_ECX)
+            found.dynamic_mask |= 1ull << i;
         found.component[i].size = leaf[0];
         found.component[i].offset = leaf[1];
         if (leaf[0] + leaf[1] > standard)
@@ -70,6 +72,7 @@ static void find_components(void)
         found.component[i].compact_offset = compact;
         compact += leaf[0];
     }
+    found.dynamic_mask &= found.managed_mask;
     found.area_size = standard > compact ? standard : compact;
 }
 
@@ -113,19 +116,40 @@ const struct processor *processor(void)
     return &found;
 }
 
+enum { TRIES = 8 };
 static uint64_t tsc_per_second;
 static pthread_once_t tsc_once = PTHREAD_ONCE_INIT;
 
+struct moment {
+    uint64_t tsc, ns;
+};
+
+/* Both clocks at once: of some tries the closest, as the thread may lose its processor between the two. */
+static struct moment now(void)
+{
+    struct moment found = {0, 0};
+    uint64_t closest = UINT64_MAX;
+    for (int i = 0; i < TRIES; i++) {
+        struct timespec time;
+        uint64_t before = __builtin_ia32_rdtsc();
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        uint64_t apart = __builtin_ia32_rdtsc() - before;
+        if (apart >= closest)
+            continue;
+        closest = apart;
+        found.tsc = before + apart / 2;
+        found.ns = (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+    }
+    return found;
+}
+
 static void measure_tsc(void)
 {
-    struct timespec start, end, pause = {0, 5000000};
-    uint64_t cycles = __builtin_ia32_rdtsc();
-    clock_gettime(CLOCK_MONOTONIC, &start);
+    struct timespec pause = {0, 5000000};
+    struct moment start = now();
     nanosleep(&pause, NULL);
-    cycles = __builtin_ia32_rdtsc() - cycles;
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    uint64_t ns = (uint64_t)(end.tv_sec - start.tv_sec) * 1000000000u + (uint64_t)(end.tv_nsec - start.tv_nsec);
-    tsc_per_second = (uint64_t)((unsigned __int128)cycles * 1000000000u / ns);
+    struct moment end = now();
+    tsc_per_second = (uint64_t)((unsigned __int128)(end.tsc - start.tsc) * 1000000000u / (end.ns - start.ns));
 }
 
 uint64_t tsc_hz(void)

@@ -5,6 +5,11 @@
 #include <string.h>
 
 enum { SLICES_BETWEEN_CLOCKS = 64 };
+/* Nobody comes back in so few cycles from a processor that ran something else in between. */
+enum { SHORT_SLICE = 1 << 14 };
+/* A limit counts time in which the thread ran, and to know that costs a system call. So it is counted only after this
+ * part of the limit, or so many cycles from entry to exit: the limit may be passed by as much, and is never fallen short of. */
+enum { UNCOUNTED_PART = 16, UNCOUNTED_CYCLES = 1 << 25 };
 /* What a guest may keep in its flags: the status flags, DF, AC and ID; never TF, which would trap the trampoline. */
 #define GUEST_FLAGS 0x240CD5ull
 
@@ -85,6 +90,46 @@ static uint64_t now_ns(void)
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
+/* The processor time of this thread, in cycles of the time stamp counter. */
+static uint64_t thread_cycles(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    uint64_t ns = (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+    return (uint64_t)((unsigned __int128)ns * tsc_hz() / 1000000000u);
+}
+
+static void read_clock(struct queue *queue)
+{
+    queue->clock_tsc = __builtin_ia32_rdtsc();
+    queue->clock_cycles = thread_cycles();
+}
+
+/* For how long the thread did not run since the clock was last read. */
+static uint64_t lost_cycles(struct queue *queue)
+{
+    uint64_t tsc = queue->clock_tsc, cycles = queue->clock_cycles;
+    read_clock(queue);
+    uint64_t elapsed = queue->clock_tsc - tsc, ran = queue->clock_cycles - cycles;
+    return elapsed > ran ? elapsed - ran : 0;
+}
+
+/* Add a slice to what the guest used. A thread that was off its processor was so in this slice, as far as can be known:
+ * the others since the clock was read were too short for it. */
+static void count_slice(struct queue *queue, struct vcpu *vcpu, uint32_t kind)
+{
+    uint64_t slice = vcpu->tsc_leave - vcpu->tsc_enter;
+    vcpu->cycles += slice;
+    uint64_t part = vcpu->cycle_limit / UNCOUNTED_PART;
+    if (!vcpu->cycle_limit || vcpu->cycles <= (part < UNCOUNTED_CYCLES ? part : UNCOUNTED_CYCLES))
+        return;
+    if (kind == EXIT_PREEMPTED || slice >= SHORT_SLICE || vcpu->ran + slice > vcpu->cycle_limit) {
+        uint64_t lost = lost_cycles(queue);
+        slice = slice > lost ? slice - lost : 0;
+    }
+    vcpu->ran += slice;
+}
+
 static void sample(struct queue *queue, uint64_t cycles)
 {
     if (queue->sample_capacity)
@@ -102,13 +147,13 @@ static bool goes_on(struct queue *queue, struct vcpu *vcpu, uint32_t kind)
     }
     queue->yields += yielded;
     queue->saves += kind != EXIT_REFUSED;
-    if (queue->timing)
-        vcpu->cycles += vcpu->tsc_leave - vcpu->tsc_enter;
+    if (queue->timing && kind != EXIT_REFUSED)
+        count_slice(queue, vcpu, kind);
     if (!yielded && kind != EXIT_PREEMPTED)
         return false;
     if (vcpu->spilled)
         return false;
-    if (vcpu->cycle_limit && vcpu->cycles > vcpu->cycle_limit) {
+    if (vcpu->cycle_limit && vcpu->ran > vcpu->cycle_limit) {
         vcpu->exit_kind = EXIT_EXPIRED;
         return false;
     }
@@ -151,6 +196,7 @@ int queue_run(struct queue *queue, const struct run_limits *limits, struct vcpu 
         errno = ENOMEM;
         return -1;
     }
+    tsc_hz(); /* measured now, if at all: not between guests */
     if (signals_acquire())
         return -1;
     struct carrier *carrier = carrier_of_thread();
@@ -165,6 +211,8 @@ int queue_run(struct queue *queue, const struct run_limits *limits, struct vcpu 
     carrier->store = queue->compact ? (void *)chosen_core->store : NULL;
     carrier->load = queue->compact ? (void *)chosen_core->load_checked : NULL;
     carrier->live = ~0ull;
+    if (queue->timing)
+        read_clock(queue);
     uint64_t missed = carrier->ticks_in_host;
     rounds(queue, carrier, limits, decision);
     queue->ticks_in_host += carrier->ticks_in_host - missed;

@@ -5,4 +5,6 @@
     CORE    sabotaged_opmask, 1, SABOTAGE_OPMASK
     CORE    sabotaged_mxcsr, 1, SABOTAGE_MXCSR
     CORE    sabotaged_mxcsr_avx, 0, SABOTAGE_MXCSR
+    CORE    sabotaged_x87, 1, SABOTAGE_X87
+    CORE    sabotaged_x87_avx, 0, SABOTAGE_X87
     .section .note.GNU-stack, "", @progbits

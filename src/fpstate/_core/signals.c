@@ -124,6 +124,12 @@ static bool port_write(struct vcpu *vcpu, const greg_t *registers)
     return true;
 }
 
+/* Linux leaves the trap number of the thread's last fault in place where it refuses a component that XFD holds back. */
+static bool page_fault(int signal, const greg_t *registers)
+{
+    return registers[REG_TRAPNO] == PAGE_FAULT && (signal == SIGSEGV || signal == SIGBUS);
+}
+
 static void note_fault(struct vcpu *vcpu, int signal, const siginfo_t *info, const greg_t *registers)
 {
     vcpu->exit_kind = EXIT_FAULT;
@@ -131,8 +137,15 @@ static void note_fault(struct vcpu *vcpu, int signal, const siginfo_t *info, con
     vcpu->fault.code = info->si_code;
     vcpu->fault.trap = (uint64_t)registers[REG_TRAPNO];
     vcpu->fault.error = (uint64_t)registers[REG_ERR];
-    vcpu->fault.address =
-        (uint64_t)(registers[REG_TRAPNO] == PAGE_FAULT ? registers[REG_CR2] : registers[REG_RIP]);
+    vcpu->fault.address = (uint64_t)(page_fault(signal, registers) ? registers[REG_CR2] : registers[REG_RIP]);
+}
+
+/* struct refusal in the registers in which a function returns it */
+static void return_refusal(int signal, const siginfo_t *info, greg_t *registers)
+{
+    registers[REG_RAX] = (greg_t)((uint64_t)(uint32_t)info->si_code << 32 | (uint32_t)signal);
+    registers[REG_RDX] = (greg_t)info->si_addr;
+    registers[REG_RIP] = (greg_t)guarded_failed;
 }
 
 /* sigreturn goes on in the trampoline, on the host's stack, with the guest's vector state loaded. */
@@ -181,7 +194,7 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
     uint64_t at = (uint64_t)registers[REG_RIP];
     if (at == (uint64_t)guarded_xrstor || at == (uint64_t)guarded_exchange) {
         initialise_frame(context);
-        registers[REG_RIP] = (greg_t)guarded_failed;
+        return_refusal(signal, info, registers);
         return;
     }
     struct carrier *carrier = interrupted_carrier();
@@ -190,6 +203,7 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
         chain(signal, info, raw);
     } else if (at == (uint64_t)enter_xrstor) {
         initialise_frame(context);
+        note_fault(vcpu, signal, info, registers);
         continue_at(vcpu_refused, vcpu, registers);
     } else if (within(at, enter_xrstor, enter_end)) { /* a jump to where no guest can be */
         note_fault(vcpu, signal, info, registers);

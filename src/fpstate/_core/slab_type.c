@@ -1,7 +1,6 @@
 /* Slab: equal, 64-byte-aligned buffers in one mapping. A slot that is given back is zeroed first. */
 #include "types.h"
 
-#include <string.h>
 #include <sys/mman.h>
 
 enum { ALIGNMENT = 64, PAGE = 4096, HUGE_PAGE = 2 << 20 };
@@ -39,15 +38,16 @@ static PyObject *slab_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Py_ssize_t stride, count;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "nn:Slab", names, &stride, &count))
         return NULL;
-    if (stride <= 0 || stride % ALIGNMENT || count <= 0 || count > PY_SSIZE_T_MAX / stride - PAGE) {
+    if (stride <= 0 || stride % ALIGNMENT || count <= 0 || count > (PY_SSIZE_T_MAX - HUGE_PAGE) / stride - 1) {
         PyErr_SetString(PyExc_ValueError, "stride must be a positive multiple of 64 and count positive");
         return NULL;
     }
     Slab *self = (Slab *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (!self)
         return NULL;
-    /* a page more than the slots need: a standard-form restore may look past a short image's end */
-    self->mapped = (stride * count + 2 * PAGE - 1) / PAGE * PAGE;
+    /* A restore in the standard format reads up to the last byte of all that it asks for, wherever a short image ends. */
+    Py_ssize_t tail = processor()->area_size;
+    self->mapped = (stride * count + tail + PAGE - 1) / PAGE * PAGE;
     self->stride = stride;
     self->count = count;
     self->memory = map_slots((size_t)self->mapped);
@@ -147,6 +147,7 @@ static PyGetSetDef slab_getset[] = {
     {"address", slab_address, NULL, NULL, NULL},
     {"stride", slab_size, NULL, NULL, (void *)offsetof(Slab, stride)},
     {"count", slab_size, NULL, NULL, (void *)offsetof(Slab, count)},
+    {"mapped", slab_size, NULL, NULL, (void *)offsetof(Slab, mapped)},
     {"taken", slab_size, NULL, NULL, (void *)offsetof(Slab, taken)},
     {0},
 };

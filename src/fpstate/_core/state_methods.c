@@ -2,7 +2,6 @@
 #include "types.h"
 
 #include "choice.h"
-#include "legal.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -88,27 +87,32 @@ static PyObject *core_save_state(PyObject *module, PyObject *args)
     return Py_BuildValue("(KO)", (unsigned long long)in_use, spilled ? Py_True : Py_False);
 }
 
-static int guarded_load(const void *area)
+/* 0; -1: XRSTOR refused it, as ``refusal`` says; or an errno value */
+static int guarded_load(const void *area, struct refusal *refusal)
 {
     if (signals_acquire())
-        return -1;
-    int refused = xstate_restore(area, processor()->managed_mask);
+        return ENOMEM;
+    *refusal = xstate_restore(area, processor()->managed_mask);
     signals_release();
-    return refused;
+    return refusal->signal ? -1 : 0;
 }
 
-/* Of a legal image. FXRSTOR looks at MXCSR even where XSTATE_BV says that SSE is absent; a compacted XRSTOR does not. */
-static bool moves_take(const char *image, const struct arrangement *arrangement)
+/* Of a legal image. FXRSTOR looks at MXCSR even where XSTATE_BV says that SSE is absent; a compacted XRSTOR does not.
+ * A core has no guard, and its XRSTOR may look at the last byte of what the image has room for. */
+static bool moves_take(const Py_buffer *view, const struct arrangement *arrangement)
 {
+    const char *image = view->buf;
     return arrangement->xcomp_bv && !(*(const uint64_t *)(image + HEADER_AT) & ~FREELY_CHOSEN) &&
-           !(*(const uint32_t *)(image + MXCSR_AT) & arrangement->mxcsr_reserved);
+           !(*(const uint32_t *)(image + MXCSR_AT) & arrangement->mxcsr_reserved) &&
+           arrangement_extent(arrangement, arrangement->room) <= (size_t)view->len;
 }
 
 /* load_state(buffer): its image becomes the registers' state; None: the initial one; what is illegal is not loaded */
 static PyObject *core_load_state(PyObject *module, PyObject *where)
 {
     (void)module;
-    char why[160];
+    struct illegal what;
+    struct refusal refusal = {0};
     Py_buffer view;
     int error = core_ready();
     if (error)
@@ -121,18 +125,19 @@ static PyObject *core_load_state(PyObject *module, PyObject *where)
         return NULL;
     uint64_t xcomp_bv = *(const uint64_t *)((const char *)view.buf + HEADER_AT + 8);
     struct arrangement arrangement = arrangement_of(xcomp_bv & ~COMPACTED & processor()->xcr0, xcomp_bv & COMPACTED);
-    bool illegal = image_illegal(view.buf, (size_t)view.len, why, sizeof why);
-    int refused = 0;
-    if (!illegal && moves_take(view.buf, &arrangement))
+    if (image_illegal(view.buf, (size_t)view.len, &what)) {
+        error = -1;
+        raise_illegal(&what);
+    } else if (moves_take(&view, &arrangement)) {
         chosen_core->load(view.buf, &arrangement);
-    else if (!illegal)
-        refused = guarded_load(view.buf);
-    PyBuffer_Release(&view);
-    if (illegal || refused) {
-        raise_error(illegal ? "ImageError" : "RestoreFault",
-                    illegal ? why : "XRSTOR raised #GP: the processor refuses this image");
-        return NULL;
+    } else {
+        error = guarded_load(view.buf, &refusal);
+        if (error == -1)
+            raise_refusal(&refusal, view.buf, (size_t)view.len);
     }
+    PyBuffer_Release(&view);
+    if (error)
+        return error == -1 ? NULL : context_failed(error);
     Py_RETURN_NONE;
 }
 
@@ -141,12 +146,14 @@ static PyObject *core_load_spilled(PyObject *module, PyObject *none)
 {
     (void)module;
     (void)none;
+    struct refusal refusal = {0};
     struct carrier *carrier = carrier_with_signal();
-    if (!carrier || guarded_load(carrier->spill)) {
-        raise_error("RestoreFault", "the spill area holds no state");
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    int error = carrier ? guarded_load(carrier->spill, &refusal) : ENOMEM;
+    if (!error)
+        Py_RETURN_NONE;
+    if (error == -1)
+        raise_refusal(&refusal, carrier->spill, carrier->spill_size);
+    return error == -1 ? NULL : context_failed(error);
 }
 
 PyMethodDef state_methods[] = {

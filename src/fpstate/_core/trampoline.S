@@ -213,7 +213,7 @@ restore_fs:
     wrfsbase %rax
     jmp     2b
 
-# The handler sends us here when enter_xrstor raised #GP; rbx = vcpu, rsp = the host's, state initial.
+# The handler sends us here when enter_xrstor faulted, and has noted how; rbx = vcpu, rsp = the host's, state initial.
 vcpu_refused:
     mov     V(VCPU_CARRIER), %rsi
     movq    $-1, CARRIER_LIVE(%rsi)

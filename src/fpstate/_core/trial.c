@@ -284,15 +284,20 @@ static void place_state(struct trial *trial, uint64_t in_use, char *image)
     lay_out(state, image, whole());
 }
 
-uint64_t trial_cycles(struct trial *trial, const struct core *core, uint64_t one, uint64_t other, uint32_t rounds)
+uint64_t trial_cycles(struct trial *trial, const struct core *core, uint64_t one, uint64_t other, uint32_t rounds,
+                      uint64_t *settled)
 {
+    place_state(trial, processor()->managed_mask, trial->check);
     place_state(trial, one, trial->from);
     place_state(trial, other, trial->to);
-    portable_load(trial->from, whole());
-    uint64_t in_use, start = __builtin_ia32_rdtsc();
+    portable_load(trial->check, whole());
+    core->exchange(trial->check, trial->from, whole(), whole(), settled);
+    core->exchange(trial->from, trial->to, whole(), whole(), settled);
+    core->exchange(trial->to, trial->from, whole(), whole(), settled);
+    uint64_t start = __builtin_ia32_rdtsc();
     for (uint32_t i = 0; i < rounds; i++) {
-        core->exchange(trial->from, trial->to, whole(), whole(), &in_use);
-        core->exchange(trial->to, trial->from, whole(), whole(), &in_use);
+        core->exchange(trial->from, trial->to, whole(), whole(), settled);
+        core->exchange(trial->to, trial->from, whole(), whole(), settled);
     }
     return __builtin_ia32_rdtsc() - start;
 }

@@ -24,7 +24,10 @@ void trial_every_pair(struct trial *trial, const struct core *core, const struct
                       struct trial_report *report);
 void trial_random_pairs(struct trial *trial, const struct core *core, const struct arrangement *arrangement,
                         uint64_t count, struct trial_report *report);
-/* The time stamp cycles that ``rounds`` switches to and fro between two states took, with these components in use. */
-uint64_t trial_cycles(struct trial *trial, const struct core *core, uint64_t one, uint64_t other, uint32_t rounds);
+/* The time stamp cycles that ``rounds`` switches to and fro between two states took, with these components in use,
+ * after a state with everything was in the registers. ``settled`` are those in use in the second state by then: where
+ * in-use bits count writes, what a core ends by other means than XRSTOR stays in use. */
+uint64_t trial_cycles(struct trial *trial, const struct core *core, uint64_t one, uint64_t other, uint32_t rounds,
+                      uint64_t *settled);
 
 #endif

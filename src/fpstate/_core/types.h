@@ -5,7 +5,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "core.h"
+#include <string.h>
+
+#include "legal.h"
 
 extern PyType_Spec slab_spec, memory_spec, vcpu_spec, queue_spec, context_spec, order_spec;
 extern PyMethodDef ptrace_methods[], bulk_methods[], bench_methods[], bench_context_methods[], switch_methods[], choice_methods[], state_methods[];
@@ -20,7 +22,19 @@ int remember_context_type(PyObject *type);
 /* Get a writable buffer that an image so arranged fits into; false with ValueError or BufferError set. */
 bool get_room(PyObject *object, Py_buffer *view, const struct arrangement *arrangement);
 
-/* an error of fpstate.errors by name, with one message argument */
+/* errors.c: an error of fpstate.errors by name, with one message argument */
 void raise_error(const char *name, const char *message);
+/* ImageError for what XRSTOR would refuse */
+void raise_illegal(const struct illegal *what);
+PyObject *check_image(PyObject *module, PyObject *image); /* raise that, or return None */
+/* RestoreFault for what it refused; ``image`` is what refusal->address is looked up in, at least a header */
+void raise_refusal(const struct refusal *refusal, const char *image, size_t size);
+
+/* Copy a buffer's bytes; an empty one may have no address at all, which memcpy may not be given. */
+static inline void copy_bytes(void *to, const Py_buffer *from)
+{
+    if (from->len)
+        memcpy(to, from->buf, (size_t)from->len);
+}
 
 #endif

@@ -197,6 +197,7 @@ static PyGetSetDef vcpu_getset[] = {
     {"slices", get_u64, NULL, NULL, AT(slices)},
     {"preemptions", get_u64, NULL, NULL, AT(preemptions)},
     {"cycles", get_u64, NULL, NULL, AT(cycles)},
+    {"ran", get_u64, NULL, NULL, AT(ran)},
     {"cycle_limit", get_u64, set_u64, NULL, AT(cycle_limit)},
     {"shrink_after", get_u32, set_u32, NULL, AT(shrink_after)},
     {0},

@@ -1,9 +1,10 @@
-/* x87 that is in use and holds nothing: FNINIT and EMMS empty the stack and leave the data registers as they are, and a
- * processor that goes by values then counts them. Every save and restore would pay for it. */
+/* x87 that is in use and holds nothing: FNINIT and EMMS empty the stack and leave the data registers as they are. A
+ * processor that goes by values counts these, one that goes by writes counts FNINIT itself; every save and restore would
+ * pay for it. XRSTOR with a clear bit makes x87 initial and not in use on either, FXRSTOR would be one more write. */
+#include "arrangement.h"
 #include "choice.h"
-#include "shelf.h"
 
-enum { LEGACY_BYTES = 512, ST_AT = 32, XMM_AT = 160, TAGS_AT = 4, CODES_AND_TOP = 0x7F00 };
+enum { LEGACY_BYTES = 512, TAGS_AT = 4, CODES_AND_TOP = 0x7F00 };
 
 void x87_clear_dead(void)
 {
@@ -12,9 +13,7 @@ void x87_clear_dead(void)
         return;
     __asm__ volatile("fxsave64 %0" : "=m"(image));
     uint16_t control = *(uint16_t *)image, status = *(uint16_t *)(image + 2);
-    if (image[TAGS_AT] || control != FCW_INITIAL || status & ~CODES_AND_TOP)
+    if (image[TAGS_AT] || control != FCW_INITIAL || status & ~CODES_AND_TOP || !initial_image())
         return;
-    bytes_clear(image + 2, MXCSR_AT - 2);
-    bytes_clear(image + ST_AT, XMM_AT - ST_AT);
-    __asm__ volatile("fxrstor64 %0" : : "m"(image));
+    xstate_restore(initial_image(), X87);
 }

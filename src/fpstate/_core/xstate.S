@@ -1,5 +1,5 @@
 # Restore, and restore and save at once, as functions, each under the fault guard: the signal handler knows the labels
-# guarded_* and continues at guarded_failed with the register file initialised.
+# guarded_* and continues at guarded_failed with the register file initialised and the struct refusal in rax and rdx.
 
     .text
     .globl xstate_restore, xstate_exchange
@@ -11,7 +11,7 @@
     .hidden fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
     .hidden mxcsr_read, fcw_read, control_words_write
 
-# int xstate_restore(const void *area, uint64_t mask): 0, or -1 where XRSTOR raised #GP
+# struct refusal xstate_restore(const void *area, uint64_t mask)
 xstate_restore:
     mov     %esi, %eax
     mov     %rsi, %rdx
@@ -21,7 +21,7 @@ guarded_xrstor:
     xor     %eax, %eax
     ret
 
-# int xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact):
+# struct refusal xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact):
 # load one image and save it at once, before any other code can touch a register
 xstate_exchange:
     mov     %rcx, %r9
@@ -42,7 +42,6 @@ guarded_exchange:
     ret
 
 guarded_failed:
-    mov     $-1, %eax
     ret
 
 fsbase_read:

@@ -19,7 +19,7 @@ from .measured import Measured, Settings
 from .quantity import Ratio
 from .room import OWN_BYTES, contexts_that_fit, shortage
 from .sample import in_turn
-from .state import image_of, managed
+from .state import everything, image_of
 from .subject import Ring, make_contexts
 
 MIX: Final = (
@@ -49,7 +49,7 @@ def measure(settings: Settings) -> Measured:
 
     Raises UnsupportedHere where there is none, and where a process that fills them ends.
     """
-    stride = Slots((image_of(managed()),), 1).stride + OWN_BYTES
+    stride = Slots((image_of(everything()),), 1).stride + OWN_BYTES
     count = contexts_that_fit(settings.million, stride)
     if not count:
         raise UnsupportedHere(shortage(1, stride))
@@ -90,7 +90,7 @@ def resident() -> int:
 
 def fill(way: str, count: int) -> tuple[int, object]:
     """Make ``count`` states and return the resident bytes that they take, and the states."""
-    images = [image_of(managed() if mask is None else mask) for share, mask in MIX for _ in range(share)]
+    images = [image_of(everything() if mask is None else mask) for share, mask in MIX for _ in range(share)]
     before = resident()
     made: Slots | Ring = Slots((images[-2],), count) if way == BLOBS else make_contexts(images, count)
     if way == PARKED:

@@ -10,9 +10,18 @@ from typing import Final
 from fpstate import _core
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import COMPONENTS, LEGACY, Component, components_in, mask_of
+from fpstate.errors import UnsupportedHere
 from fpstate.image import Image
+from fpstate.image.tile import MOST_BYTES, MOST_ROWS, TILES
+from fpstate.vso.kernel_permission import read_kernel_permission
 
-DATA_REGISTERS: Final = ("st", "xmm", "ymm", "zmm", "k")
+DATA_REGISTERS: Final = ("st", "xmm", "ymm", "zmm", "k", "tmm")
+AMX: Final = mask_of(Component.TILECFG, Component.TILEDATA)
+FILLED: Final = AMX | mask_of(
+    *(Component.X87, Component.SSE, Component.AVX),
+    *(Component.OPMASK, Component.ZMM_HI256, Component.HI16_ZMM),
+)
+"""The components that images here have something in; no class names another one."""
 X87: Final = mask_of(Component.X87)
 _NAMES: Final = (
     ("initial", 0),
@@ -27,26 +36,51 @@ ALL_BUT_X87: Final = "all but x87"
 EVERYTHING: Final = "everything"
 
 
-def managed() -> int:
-    """Return the components that the core saves and restores here."""
-    return _core.features()["managed_mask"]
+def everything(managed: int | None = None, permitted: int | None = None) -> int:
+    """Return the components that contexts can have in use here: of those that the core saves, what may be used.
+
+    AMX is among them where the kernel permits this process tiles. ``managed`` and ``permitted`` (None: all) are
+    this machine's where ``managed`` is left out.
+    """
+    if managed is None:
+        managed, permitted = _core.features()["managed_mask"], _permitted()
+    usable = managed & FILLED
+    if permitted is not None and not permitted & mask_of(Component.TILEDATA):
+        usable &= ~AMX
+    return usable
 
 
-def classes() -> dict[str, int]:
-    """Return the in-use classes by name; those that this processor lacks components for are left out."""
-    found = {name: mask for name, mask in _NAMES if not mask & ~managed()}
-    return {**found, ALL_BUT_X87: managed() & ~X87, EVERYTHING: managed()}
+def classes(managed: int | None = None, permitted: int | None = None) -> dict[str, int]:
+    """Return the in-use classes by name; those that this processor lacks components for are left out.
+
+    Takes what ``everything`` takes.
+    """
+    whole = everything(managed, permitted)
+    found = {name: mask for name, mask in _NAMES if not mask & ~whole}
+    return {**found, ALL_BUT_X87: whole & ~X87, EVERYTHING: whole}
 
 
-def image_of(mask: int) -> Image:
-    """Return an image with something in every data register of the components in ``mask``."""
-    image = Image.initial(Layout.compacted(Cpu.host(), mask | LEGACY))
+def image_of(mask: int, cpu: Cpu | None = None) -> Image:
+    """Return an image with something in every data register of the components in ``mask``, for this processor."""
+    image = Image.initial(Layout.compacted(cpu or Cpu.host(), mask | LEGACY))
     registers = image.registers
     for component in components_in(mask):
         for field in COMPONENTS[component].fields:
             if field.name.startswith(DATA_REGISTERS):
                 registers[field.name] = (1 << 8 * field.size - 2) - 1
+    if mask & mask_of(Component.TILECFG):
+        registers["palette_id"] = 1
+        for tile in range(TILES):
+            registers[f"tile{tile}_colsb"], registers[f"tile{tile}_rows"] = MOST_BYTES, MOST_ROWS
     return image
+
+
+def _permitted() -> int | None:
+    """What the kernel lets this process use; None where it does not say: then there is nothing to ask for."""
+    try:
+        return read_kernel_permission().host
+    except UnsupportedHere:
+        return None
 
 
 def visits(count: int, steps: int, *, shuffled: bool = False) -> array[int]:

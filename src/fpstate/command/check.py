@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import Any, Final, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NamedTuple, get_args
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import COMPACTED_BIT, USER_DYNAMIC, component_name, mask_names
@@ -24,21 +24,37 @@ from fpstate.image.sanitise import Sanitised, sanitise
 from fpstate.source.open import READERS, open_source, reader_of
 from fpstate.source.stream import open_stream
 from fpstate.source.thread import ThreadState
+from fpstate.source.tile_use import TileUse, of_bytes, of_thread
 
 SCHEMA: Final = "fpstate-check/1"
 _OTHER_FORMAT: Final = frozenset({"XS013", "XS014"})
 _XCOMP_BV: Final = slice(520, 528)
 _LONGEST: Final = 1 << 20
+_GUESTS: Final = frozenset({Consumer.KVM, Consumer.KVM_FPU})
+
+
+class Given(NamedTuple):
+    """An image to check: the producer's layout where it is known, and what it shows of its thread's use of tiles."""
+
+    name: str
+    data: bytes
+    layout: Layout | None
+    use: TileUse
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One image, and what one consumer after the other would do with it."""
+    """One image, and what one consumer after the other would do with it on ``target``.
+
+    ``use`` is what the image shows of TILEDATA; None where that was said, or does not matter on the target.
+    """
 
     name: str
     data: bytes
     layout: Layout | None
     answers: tuple[tuple[Verdict, list[Finding]], ...]
+    target: Target
+    use: TileUse | None = None
 
     def counting(self, *, every: bool) -> Iterator[Finding]:
         """Yield the findings that the exit code is for: without ``every``, not those of who takes another format."""
@@ -76,8 +92,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what XRSTOR is asked for (EDX:EAX); everything if not given",
     )
     parser.add_argument(
-        "--amx", action="store_true", help="the task was given TILEDATA, which Linux gives on request only"
-    )
+        "--amx", action=argparse.BooleanOptionalAction, default=None,
+        help="the task was given TILEDATA, which Linux gives on request only, and used it; told from a thread's state"
+        " or a signal frame if not given",
+    )  # fmt: skip
     parser.add_argument(
         "--fix",
         metavar="OUT",
@@ -95,11 +113,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the verdicts; raises OSError, SourceError, UnknownCpu, LayoutError, ImageError for a wrong --format."""
-    target = Target.from_cpu(_processor(args.cpu), permitted=USER_DYNAMIC if args.amx else 0)
-    if args.mask is not None:
-        target = target.with_(requested=args.mask)
+    target = _target(args, USER_DYNAMIC if args.amx else 0)
     consumers = [Consumer(args.consumer)] if args.consumer else list(WHOLE_IMAGE)
-    images = [examine(name, data, layout, consumers, target) for name, data, layout in _images(args)]
+    images = [_examined(args, given, consumers, target) for given in _images(args)]
     fixed = _fix(args, images, target) if args.fix else None
     out = sys.stderr if args.fix == "-" else sys.stdout
     if args.json:
@@ -114,26 +130,43 @@ def run(args: argparse.Namespace) -> int:
     return int(any(finding.severity in bad for finding in counting))
 
 
+def _target(args: argparse.Namespace, permitted: int) -> Target:
+    target = Target.from_cpu(_processor(args.cpu), permitted=permitted)
+    return target if args.mask is None else target.with_(requested=args.mask)
+
+
+def _examined(args: argparse.Namespace, given: Given, consumers: list[Consumer], target: Target) -> Examined:
+    """Examine an image for the thread that it is of, as far as it shows; without AMX on the target nothing matters."""
+    use = given.use if args.amx is None and target.xcr0 & USER_DYNAMIC else None
+    own = target if use is None else _target(args, use.components)
+    return replace(examine(given.name, given.data, given.layout, consumers, own, target), use=use)
+
+
 def examine(
-    name: str, data: bytes, layout: Layout | None, consumers: list[Consumer], target: Target
+    name: str,
+    data: bytes,
+    layout: Layout | None,
+    consumers: list[Consumer],
+    target: Target,
+    guest: Target | None = None,
 ) -> Examined:
-    """Return what each consumer would say; ``layout`` is the producer's where it is known."""
-    answers = tuple(
-        (
-            predict(data, consumer, target, layout=layout),
-            check(data, consumer, target, layout=layout),
-        )
-        for consumer in consumers
-    )
-    return Examined(name, data, layout, answers)
+    """Return what each consumer would say; ``layout`` is the producer's where it is known.
+
+    ``guest`` is the target of those that load a guest's state: a process asks for its guests' components apart.
+    """
+    answers = []
+    for consumer in consumers:
+        on = guest if guest is not None and consumer in _GUESTS else target
+        answers.append((predict(data, consumer, on, layout=layout), check(data, consumer, on, layout=layout)))
+    return Examined(name, data, layout, tuple(answers), target)
 
 
 def _processor(name: str | None) -> Cpu:
     return Cpu.host() if name in (None, "host") else Cpu.catalog(str(name))
 
 
-def _images(args: argparse.Namespace) -> Iterator[tuple[str, bytes, Layout | None]]:
-    """Yield name, bytes and the producer's layout of each image: raw bytes as they stand, or those of threads."""
+def _images(args: argparse.Namespace) -> Iterator[Given]:
+    """Yield each image: raw bytes as they stand, or those of threads."""
     maker = _processor(args.from_cpu) if args.from_cpu else None
     if args.image.isascii() and args.image.isdigit():
         yield from _of_threads(args, open_source(args.image))
@@ -147,12 +180,10 @@ def _images(args: argparse.Namespace) -> Iterator[tuple[str, bytes, Layout | Non
     if len(data) > _LONGEST:
         raise SourceError(args.image, f"more than {_LONGEST} bytes are no single image")
     _expect_format(data, args.format)
-    yield args.image, data, _layout(data, maker)
+    yield Given(args.image, data, _layout(data, maker), of_bytes(data))
 
 
-def _of_threads(
-    args: argparse.Namespace, threads: Iterable[ThreadState]
-) -> Iterator[tuple[str, bytes, Layout | None]]:
+def _of_threads(args: argparse.Namespace, threads: Iterable[ThreadState]) -> Iterator[Given]:
     chosen = [thread for thread in threads if args.thread in (None, thread.tid)]
     if not chosen:
         raise SourceError(
@@ -160,7 +191,7 @@ def _of_threads(
         )
     for thread in chosen:
         name = args.image if thread.tid is None else f"{args.image}:{thread.tid}"
-        yield name, thread.image.to_bytes(), thread.image.layout
+        yield Given(name, thread.image.to_bytes(), thread.image.layout, of_thread(thread.image.xstate_bv))
 
 
 def _expect_format(data: bytes, expected: str | None) -> None:
@@ -182,12 +213,13 @@ def _layout(data: bytes, maker: Cpu | None) -> Layout | None:
     return made_by.compacted(xcomp_bv) if xcomp_bv & COMPACTED_BIT else made_by.standard
 
 
-def _fix(args: argparse.Namespace, images: list[Examined], target: Target) -> Sanitised:
+def _fix(args: argparse.Namespace, images: list[Examined], guest: Target) -> Sanitised:
     if len(images) != 1:
         raise SourceError(
             args.image, f"{len(images)} threads, and --fix writes one image", help="name one: --thread"
         )
     consumer = Consumer(args.consumer) if args.consumer else Consumer.XRSTOR
+    target = guest if consumer in _GUESTS else images[0].target
     done = sanitise(images[0].data, consumer, target, layout=images[0].layout, leftovers=args.leftovers)
     write_private(args.fix, done.data)
     return done
@@ -195,6 +227,8 @@ def _fix(args: argparse.Namespace, images: list[Examined], target: Target) -> Sa
 
 def _text(image: Examined) -> Iterator[str]:
     yield f"{image.name}: {len(image.data)} bytes"
+    if image.use is not None and image.use.reason:
+        yield f"  TILEDATA: {image.use.reason}" + ("" if image.use.known else " (--amx: it is)")
     shared = _shared(image)
     width = max(len(verdict.consumer.title) for verdict, _ in image.answers)
     for verdict, findings in image.answers:
@@ -218,7 +252,8 @@ def _shared(image: Examined) -> list[Finding]:
 def _verdict_text(verdict: Verdict) -> str:
     if not verdict.accepted:
         return f"{verdict} ({verdict.answer})"
-    return f"{verdict} (as an FXSAVE image)" if verdict.fx_only else str(verdict)
+    lessened = verdict.fx_only and verdict.consumer in WHOLE_IMAGE
+    return f"{verdict} (as an FXSAVE image)" if lessened else str(verdict)
 
 
 def _lines(finding: Finding, indent: str) -> Iterator[str]:
@@ -247,12 +282,20 @@ def _report(images: list[Examined], target: Target, fixed: Sanitised | None) -> 
             {
                 "name": image.name,
                 "bytes": len(image.data),
+                "user_xfeatures": hex(image.target.user_xfeatures),
+                "tiledata": _tile_use(image.use),
                 "verdicts": [_answer(verdict, findings) for verdict, findings in image.answers],
             }
             for image in images
         ],
         "fix": None if fixed is None else {"bytes": len(fixed.data), "repairs": _repairs(fixed.repairs)},
     }
+
+
+def _tile_use(use: TileUse | None) -> dict[str, Any] | None:
+    if use is None or not use.reason:
+        return None
+    return {"used": bool(use.components), "known": use.known, "reason": use.reason}
 
 
 def _answer(verdict: Verdict, findings: list[Finding]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 SCHEMA = "fpstate-cpu/1"
 _INSTRUCTIONS = ("XSAVE", "OSXSAVE", "XSAVEOPT", "XSAVEC", "XGETBV1", "XSAVES", "XFD")
 _CONFIGS = ("kernel_max", "kernel_default", "guest_default", "user_max", "user_default")
-_CLASSES = ("typical", "all but x87", "everything")
 _COLUMNS = ("#", "component", "", "size", "standard", "XSAVEC", "XSAVES", "flags", "what")
 
 
@@ -135,15 +134,17 @@ def _engines() -> list[dict[str, Any]]:
 
 def _switching() -> dict[str, Any] | None:
     """Say which core switches contexts; raises SettingError and UnsupportedHere for what FPSTATE_CORE says."""
-    from fpstate.vso.switching import core_choice
+    from fpstate.vso.switching import CLASSES, core_choice
 
     try:
         choice = core_choice()
     except ImportError:  # the native core is not built; the engines say so
         return None
-    ratios = dict(zip(_CLASSES, choice.ratios or (None,) * len(_CLASSES), strict=True))
+    absent = (None,) * len(CLASSES)
+    ratios = dict(zip(CLASSES, choice.ratios or absent, strict=True))
+    settled = dict(zip(CLASSES, map(_hex, choice.settled or absent), strict=True))
     return {
-        **{"core": choice.name, "reason": choice.reason, "ratios": ratios},
+        **{"core": choice.name, "reason": choice.reason, "ratios": ratios, "in_use": settled},
         "self_test": {"pairs": choice.pairs, "mismatches": choice.mismatches},
     }
 
@@ -194,9 +195,18 @@ def _host_facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _core_text(switching: dict[str, Any]) -> str:
     test = switching["self_test"]
     tried = f"; {test['pairs'] - test['mismatches']} of {test['pairs']} pairs right" if test["pairs"] else ""
-    ratios = ", ".join(f"{name} {value:.2f}" for name, value in switching["ratios"].items() if value)
+    ratios = ", ".join(_ratio_text(switching, name) for name, value in switching["ratios"].items() if value)
     measured = f"; time by the portable core's: {ratios}" if ratios else ""
     return f"{switching['core']}: {switching['reason']}{tried}{measured}"
+
+
+def _ratio_text(switching: dict[str, Any], name: str) -> str:
+    from fpstate.vso.switching import CLASSES
+
+    stays = int(switching["in_use"][name], 16) & ~CLASSES[name]
+    return f"{name} {switching['ratios'][name]:.2f}" + (
+        f" ({mask_text(stays)} stays in use)" if stays else ""
+    )
 
 
 def _mask(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from fpstate.command.state_file import processor, read_state
+from fpstate.command.tile_report import configuration, configuration_words, different_rows, is_tile
 from fpstate.errors import FpStateError
 from fpstate.image import Difference, differences
 from fpstate.source.raw_format import FORMATS
@@ -88,13 +89,17 @@ def lines(found: Sequence[Difference], *, values: bool) -> Iterator[str]:
         if not values:
             yield f"{name}  {components}"
             continue
+        if is_tile(each.register):
+            yield f"{name}  ({components})"
+            yield from (f"{'':{width}}  row {row}: {a} | {b}" for row, a, b in different_rows(each.a, each.b))
+            continue
         yield f"{name}  {each.a:#x} | {each.b:#x}  ({components})"
-        for side, text in zip("ab", each.decoded() or (), strict=False):
+        for side, text in zip("ab", _decoded(each) or (), strict=False):
             yield f"{'':{width}}    {side}: {text}"
 
 
 def _describe(each: Difference, *, values: bool) -> dict[str, Any]:
-    decoded = each.decoded() if values else None
+    decoded = _decoded(each) if values else None
     return {
         "register": each.register,
         "components": list(each.components),
@@ -102,6 +107,14 @@ def _describe(each: Difference, *, values: bool) -> dict[str, Any]:
         "b": hex(each.b) if values else None,
         "decoded": None if decoded is None else {"a": decoded[0], "b": decoded[1]},
     }
+
+
+def _decoded(difference: Difference) -> tuple[str, str] | None:
+    """Return both values in words, where there are words for them."""
+    if difference.register == "tilecfg":
+        a, b = (configuration_words(configuration(value)) for value in (difference.a, difference.b))
+        return a, b
+    return difference.decoded()
 
 
 def _in_turn(option: str, values: Sequence[Any], index: int) -> Any:  # noqa: ANN401

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def dirty_from_inside(session: Session, *, seed: int = 1) -> None:
     """Let a guest put a pattern into every register that it has, and stop it in the middle."""
     session.start(BUILTIN["canary"].load(), seed=seed, argument=_FOR_EVER)
-    wanted = session.destination.full_xcr0 & KNOWN_FEATURES
+    wanted = session.features & KNOWN_FEATURES
     for _ in range(_RUNS):  # a tick may come before the guest has begun
         session.run(_RUN)
         if not wanted & ~save(session.vcpu, destination=session.destination).image.in_use:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from fpstate.arch.component import USER_DYNAMIC, mask_names
 from fpstate.arch.cpu import Cpu
 from fpstate.errors import ProgramError, UnsupportedHere
 from fpstate.program.builtin import BUILTIN, Builtin
@@ -84,22 +85,32 @@ class Mix(Generic[R]):
         return Job(program, builtin, own, work)
 
 
-def choose(names: Sequence[str], cpu: Cpu, usable: int, *, format: Format | None) -> Mix[Program]:
+def choose(
+    names: Sequence[str], cpu: Cpu, usable: int, *, startable: int = 0, format: Format | None
+) -> Mix[Program]:
     """Return the mix of these programs, or without any of all built-in ones that can run on a
     processor with the components in ``usable``.
 
-    Raises ProgramError for a file that cannot be run, UnsupportedHere for a named one that needs more.
+    ``startable``: what the processor has besides. A program that is named may need it: it is then denied. Raises
+    ProgramError for a file that cannot be run, UnsupportedHere for a named one that needs more.
     """
     if names:
-        return Mix(tuple(_named(name, cpu, usable, format) for name in names), ())
+        return Mix(tuple(_named(name, cpu, usable | startable, format) for name in names), ())
     chosen, left_out = [], []
     for builtin in BUILTIN.values():
         missing = builtin.missing(cpu, usable)
         if missing:
-            left_out.append((builtin.name, f"needs {missing}"))
+            left_out.append(
+                (builtin.name, f"needs {missing}{_how_to_get(builtin.required & ~usable & startable)}")
+            )
         elif builtin.name != "probe":
             chosen.append((builtin.load(), builtin))
     return Mix(tuple(chosen), tuple(left_out))
+
+
+def _how_to_get(components: int) -> str:
+    names = ",".join(name.lower() for name in mask_names(components & USER_DYNAMIC))
+    return f" (--request {names})" if names else ""
 
 
 def choose_scripts(names: Sequence[str], usable: int, *, guests_only: bool) -> Mix[Script]:

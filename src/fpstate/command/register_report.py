@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from fpstate.command import tile_report
 from fpstate.command.finding_report import finding_data
 from fpstate.errors import FpStateError, NumberError
 from fpstate.image.canonical import pointers_count
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fpstate.image.bitfield import BitRegister
 
 _VECTORS: Final = {"xmm": (1 << 128) - 1, "ymm": (1 << 256) - 1, "zmm": (1 << 512) - 1}
-_LANED: Final = ("xmm", "ymm", "zmm", "mm", "tmm")
+_LANED: Final = ("xmm", "ymm", "zmm", "mm")
 _POINTERS: Final = frozenset({"fop", "fip", "fioff", "fiseg", "fdp", "fooff", "foseg"})
 _KEY_ACCESS: Final = ("read-write", "no access", "read-only", "no access")
 """By the two bits of a key in PKRU, write-disable over access-disable (SDM Vol.3 4.6.2)."""
@@ -154,6 +155,10 @@ def _decoded(registers: Registers, values: dict[str, int], wanted: Wanted) -> It
             yield name, _number(registers, int(name[2]))
         elif name == "pkru":
             yield name, {str(key): _KEY_ACCESS[values[name] >> 2 * key & 3] for key in range(16)}
+        elif name == "tilecfg":
+            yield name, tile_report.configuration(values[name])
+        elif tile_report.is_tile(name):
+            yield name, tile_report.tile(registers, name, wanted.lane_type, whole=wanted.all)
         elif wanted.lane_type != "hex" and name.startswith(_LANED):
             yield name, lanes(registers, name, wanted.lane_type)
 

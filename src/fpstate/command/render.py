@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from fpstate.arch.component import mask_text
+from fpstate.command import tile_report
 from fpstate.command.register_report import Wanted
 
 _GROUP: Final = 16
@@ -57,10 +58,20 @@ def rows(thread: dict[str, Any], wanted: Wanted) -> Iterator[tuple[str, str, str
         meaning = thread["decoded"].get(name)
         if not wanted.values:
             yield name, "(left out)", ""
+        elif tile_report.is_tile(name) and meaning is not None:
+            yield from _tile(name, meaning)
         elif isinstance(meaning, list):
             yield name, " ".join(_lane(lane) for lane in meaning), ""
         else:
             yield name, grouped(bits), _words(name, meaning)
+
+
+def _tile(name: str, meaning: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield a tile's shape, then its rows."""
+    yield name, tile_report.tile_words(meaning), ""
+    for index, row in enumerate(meaning["data"]):
+        bits = _aligned(row) if isinstance(row, str) else " ".join(_lane(lane) for lane in row)
+        yield f" row {index}", bits, ""
 
 
 def grouped(bits: str) -> str:
@@ -68,11 +79,15 @@ def grouped(bits: str) -> str:
     digits = bits.removeprefix("0x")
     if len(digits) <= _GROUP + 4:
         return bits
-    stripped = digits.lstrip("0") or "0"
-    first = len(stripped) % _GROUP
-    groups = [stripped[:first]] if first else []
-    groups += [stripped[at : at + _GROUP] for at in range(first, len(stripped), _GROUP)]
-    return "0x" + "_".join(groups)
+    return _aligned(digits.lstrip("0") or "0")
+
+
+def _aligned(bits: str) -> str:
+    """Return a hexadecimal number with all its digits, an underscore between each 64 bits: rows stand in columns."""
+    digits = bits.removeprefix("0x")
+    first = len(digits) % _GROUP
+    groups = [digits[:first]] if first else []
+    return "0x" + "_".join([*groups, *(digits[at : at + _GROUP] for at in range(first, len(digits), _GROUP))])
 
 
 def finding_line(finding: dict[str, Any]) -> str:
@@ -93,6 +108,8 @@ def _words(name: str, meaning: Any) -> str:  # noqa: ANN401 - what describe() ma
     if name == "pkru":
         restricted = [f"key {key} {access}" for key, access in meaning.items() if access != "read-write"]
         return ", ".join(restricted) or "every key read-write"
+    if name == "tilecfg":
+        return tile_report.configuration_words(meaning)
     if name == "ftag":
         held = [f"{register} {tag}" for register, tag in meaning.items() if tag != "empty"]
         return ", ".join(held) or "all empty"

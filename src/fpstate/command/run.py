@@ -13,9 +13,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from fpstate.arch.component import mask_text
+from fpstate.arch.component import mask_names, mask_text
 from fpstate.arch.cpu import Cpu
-from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen, kvm_vcpus
+from fpstate.command.component_request import components
+from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen, kvm_vcpus, offered, open_engine
 from fpstate.command.mix import Job, Mix
 from fpstate.command.quantity import count, duration, nanoseconds, quantum, size
 from fpstate.engine.guest import Guest, GuestEngine
@@ -48,6 +49,8 @@ class Outcome:
     left_out: tuple[tuple[str, str], ...]
     processors: int
     engine: str
+    offered: int
+    """The components that programs were told they may use; of a modelled processor all, as scripts ask for more."""
 
     @property
     def ends(self) -> Counter[str]:
@@ -90,6 +93,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--guest", action="store_true", help="give the contexts guest VSOs instead of host VSOs"
     )
+    parser.add_argument("--request", type=components, action="append", default=[], metavar="COMPONENT[,...]",
+                        help="ask the kernel for components that it gives on request: tiledata")  # fmt: skip
     parser.add_argument(
         "--flat", action="store_true", help="PROGRAM files are flat binaries, whatever their name"
     )
@@ -111,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
 def execute(args: argparse.Namespace) -> Outcome:
     """Run the vCPUs, check their results, then look for leaks on an engine of its own."""
     choice = chosen(args)
-    manager = Manager(choice.cpu(args))
-    with closing(choice.open(manager, args)) as engine:
+    with closing(open_engine(choice, args)) as engine:
+        manager = engine.manager
         scheduler = Scheduler(engine, quantum_ns=args.quantum, processors=args.processors)
         mix = choice.mix(engine, args)
         jobs = _start(engine, mix, args)
@@ -121,6 +126,7 @@ def execute(args: argparse.Namespace) -> Outcome:
             report = scheduler.run((vcpu for _, vcpu in jobs), on_exit=lambda vcpu: advance(), on_pause=draw)
         seconds = time.perf_counter() - started
         name = engine.name
+        told = manager.config.user_max.features if choice.modelled else offered(engine, args)
     leaks = AuditReport() if args.no_audit else _audit(choice, args)
     return Outcome(
         seconds=seconds,
@@ -136,6 +142,7 @@ def execute(args: argparse.Namespace) -> Outcome:
         left_out=mix.left_out,
         processors=args.processors,
         engine=name,
+        offered=told,
     )
 
 
@@ -159,7 +166,7 @@ def _start(
 
 
 def _audit(choice: EngineChoice, args: argparse.Namespace) -> AuditReport:
-    with closing(choice.open(Manager(choice.cpu(args)), args)) as engine:
+    with closing(open_engine(choice, args)) as engine:
         return (choice.audit or audit)(engine)
 
 
@@ -172,6 +179,7 @@ def describe(outcome: Outcome) -> dict[str, Any]:
         "schema": SCHEMA,
         "engine": outcome.engine,
         "cpu": outcome.manager.config.cpu.name,
+        "components": mask_names(outcome.offered),
         "vcpus": len(outcome.jobs),
         "processors": outcome.processors,
         "finished": outcome.ends["finished"],
@@ -207,11 +215,10 @@ def text(outcome: Outcome) -> list[str]:
     data = describe(outcome)
     static, largest = _static_sizes(outcome)
     cpu, peak = outcome.manager.config.cpu, data["state_bytes_peak"]
-    enabled = outcome.manager.config.user_max.features
     times = data["ns_per_switch"]
     lines = [
         f"{data['vcpus']} vCPUs on {outcome.processors} processor{'s' * (outcome.processors > 1)}, "
-        f"{cpu.vendor} family {cpu.family} model {cpu.model}, {mask_text(enabled)}",
+        f"{cpu.vendor} family {cpu.family} model {cpu.model}, {mask_text(outcome.offered)}",
         "",
         f"  engine        {outcome.engine}{f': {cpu.name}, in software' if ENGINES[outcome.engine].modelled else ''}",
         f"  finished      {data['finished']} of {data['vcpus']} in {outcome.seconds:.2f} s, "

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 from fpstate.command.quantity import duration, nanoseconds
+from fpstate.command.tile_report import different_rows, is_tile
 from fpstate.errors import FpStateError, NumberError, RegisterError, SourceError
 from fpstate.image import LANES, Float80, Registers
 from fpstate.image.register import register_named
@@ -50,11 +52,13 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         for each in report["registers"]:
-            print(f"{each['name']:8} {each['before']} -> {each['after']}")
+            print("\n".join(_lines(each)))
         print(
             f"thread {tid}: written and read back; stood still for {duration(done.stop * 1e9)}",
             file=sys.stderr,
         )
+        for note in done.notes:
+            print(f"fpstate: note: {note}", file=sys.stderr)
     return 0
 
 
@@ -73,7 +77,20 @@ def describe(pid: int, done: Rewrite, names: list[str]) -> dict[str, Any]:
             }
             for name in dict.fromkeys(names)
         ],
+        "notes": list(done.notes),
     }
+
+
+def _lines(register: dict[str, Any]) -> Iterator[str]:
+    """Yield a register before and after, a tile by those rows that have changed."""
+    name, before, after = register["name"], register["before"], register["after"]
+    if not is_tile(name):
+        yield f"{name:8} {before} -> {after}"
+        return
+    rows = list(different_rows(int(before, 16), int(after, 16)))
+    yield from (f"{f'{name} row {row}':12} {old} -> {new}" for row, old, new in rows)
+    if not rows:
+        yield f"{name:8} is what it was"
 
 
 def assign(registers: Registers, wanted: list[tuple[str, int]]) -> None:

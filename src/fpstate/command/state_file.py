@@ -11,6 +11,7 @@ from typing import Final
 from fpstate.arch import Cpu
 from fpstate.errors import SourceError
 from fpstate.image import Image
+from fpstate.image.finding import Severity
 from fpstate.source.open import READERS, open_source, reader_of
 from fpstate.source.stream import open_stream
 from fpstate.source.thread import ThreadState
@@ -31,8 +32,9 @@ def read_state(
     """Return the one state that a source holds: raw bytes, ``-`` for stdin, a core, or a process's number.
 
     ``cpu`` made the raw bytes; ``format``, of ``raw_format.FORMATS``, is what they are, told from length and header
-    if not given. Raises SourceError where it holds several threads and ``thread`` names none and for bytes that are
-    no such state, AmbiguousLayout where several layouts fit, and OSError.
+    if not given. Registers that the source does not know count as initial, which is said on standard error.
+    Raises SourceError where it holds several threads and ``thread`` names none and for bytes that are no such
+    state, AmbiguousLayout where several layouts fit, and OSError.
     """
     if source.isascii() and source.isdigit():
         return _of_thread(source, open_source(source, cpu=cpu), thread)
@@ -45,7 +47,7 @@ def read_state(
         raise SourceError(source, f"more than {_LONGEST} bytes are no single state")
     from fpstate.source.raw import open_raw
 
-    return open_raw(data, cpu=cpu, format=format, name=source)[0].image
+    return _known(source, open_raw(data, cpu=cpu, format=format, name=source)[0])
 
 
 def write_private(target: str, data: bytes) -> None:
@@ -73,4 +75,12 @@ def _of_thread(source: str, threads: list[ThreadState], wanted: int | None) -> I
         raise SourceError(
             source, f"{len(chosen)} of its {len(threads)} threads were meant", help=f"name one of {tids}"
         )
-    return chosen[0].image
+    return _known(source, chosen[0])
+
+
+def _known(source: str, thread: ThreadState) -> Image:
+    """Return a thread's image, and say which registers its writer lost."""
+    for finding in thread.findings:
+        if finding.component is not None and finding.severity is Severity.WARNING:
+            print(f"fpstate: {source}: {finding.id}: {finding.message}; taken for initial", file=sys.stderr)
+    return thread.image

@@ -33,12 +33,15 @@ class GuestQueue(RunQueue[G], Protocol[G]):
 
 
 class GuestEngine(Engine[G], Protocol[G, P]):
-    """An engine over one manager, for programs of type P. ``managed``: the components it switches; ``kind``: whose
-    VSOs it makes by default."""
+    """An engine over one manager, for programs of type P. ``managed``: the components that it keeps in VSOs (PKRU is
+    switched apart from them); ``kind``: whose VSOs it makes by default."""
 
     manager: Manager
     managed: int
     kind: Kind
+
+    def offered(self, permitted: int) -> int:
+        """Return the components that a program is told it may use, of a VSO with these permitted."""
 
     def vcpu(
         self,

@@ -10,7 +10,7 @@ from fpstate.arch.component import LEGACY
 from fpstate.engine.guest import Guest, GuestEngine, GuestQueue
 from fpstate.program.builtin import BUILTIN
 from fpstate.program.expected.canary import canary_pattern
-from fpstate.program.expected.probe import parse_probe
+from fpstate.program.expected.probe import arguments, parse_probe
 from fpstate.program.load import Program
 from fpstate.vso.audit import AuditReport, Canaries
 from fpstate.vso.vcpu import ExitKind
@@ -46,15 +46,18 @@ class _Audit:
         self.canaries: dict[Guest, tuple[int, int]] = {}
         self.others: list[Guest] = []
         self.argument = BUILTIN["canary"].default_argument
-        masks = itertools.cycle((engine.manager.permissions.user_mask(engine.kind) & engine.managed, LEGACY))
+        self.offered = engine.offered(engine.manager.permissions.user_mask(engine.kind))
+        masks = itertools.cycle((self.offered, LEGACY))
         for number, mask, other in zip(range(contexts), masks, itertools.cycle(_MIXED_WITH), strict=False):
             self._add_canary(_CANARY_SEEDS + seed + number, mask)
             self._add_other(other)
+        patterns = {
+            self.owners[vcpu.vso]: canary_pattern(number, mask)
+            for vcpu, (number, mask) in self.canaries.items()
+        }
         self.words = Canaries(
-            {
-                self.owners[vcpu.vso]: canary_pattern(number, mask).values()
-                for vcpu, (number, mask) in self.canaries.items()
-            }
+            {owner: pattern.values() for owner, pattern in patterns.items()},
+            {owner: pattern["pkru"] for owner, pattern in patterns.items() if "pkru" in pattern},
         )
 
     def run(self) -> AuditReport:
@@ -102,19 +105,19 @@ class _Audit:
     def _probe(self) -> None:
         """Start fresh contexts among the others; what they find in their registers must be initial."""
         builtin = BUILTIN["probe"]
-        probes = [self.engine.vcpu(builtin.load(), argument=upper) for upper in (0, 1)]
+        probes = [self.engine.vcpu(builtin.load(), argument=choice) for choice in arguments(self.offered)]
         for probe in probes:
             self.queue.add(probe)
         while any(probe.exit is None for probe in probes) and len(self.queue):
             self._slices(len(self.queue))
-        for upper, probe in enumerate(probes):
+        for choice, probe in enumerate(probes):
             if probe.block is None:
                 self.report.damaged.append(f"a probe: {probe.exit}")
                 continue
             features, result = probe.block.features, probe.block.result
             found = self.words.search_values("a fresh context", parse_probe(result, features))
             self.report += found
-            problem = builtin.check(result, 0, upper, features)
+            problem = builtin.check(result, 0, choice, features)
             if problem and not found.leaks:
                 self.report.damaged.append(f"a fresh context: {problem}")
 

@@ -9,24 +9,23 @@ the thread lets in no signals but those of the engine; others wait until it look
 
 from __future__ import annotations
 
-import signal
 import struct
 from collections.abc import Sequence
 
-from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, mask_text
+from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, Component, mask_of, mask_text
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.engine.memory import DEFAULT_MEMORY, GuestMemory
+from fpstate.engine.native_exit import exit_of, rip_of
 from fpstate.errors import (
     FpStateError,
     PermissionRequestError,
     PoolExhausted,
     ProgramError,
-    RestoreFault,
     UnsupportedHere,
     VsoError,
 )
-from fpstate.program.block import ENTRY_RFLAGS, FAILED, FINISHED, YIELD, Block
+from fpstate.program.block import ENTRY_PKRU, ENTRY_RFLAGS, FAILED, Block
 from fpstate.program.load import Program
 from fpstate.vso.kernel_permission import request_from_kernel, shadow_stack_active
 from fpstate.vso.manager import Manager
@@ -79,6 +78,7 @@ class NativeVcpu:
         self.core.rip, self.core.rflags = self.memory.entry, ENTRY_RFLAGS
         self.core.set_register(RSP, self.memory.stack_top)
         self.core.set_register(RDI, self.memory.block)
+        self.core.pkru = ENTRY_PKRU
         self.core.shrink_after = engine.manager.shrink_after
         self.core.cycle_limit = engine.cycle_limit
         self.attach()
@@ -121,9 +121,11 @@ class NativeVcpu:
 class NativeEngine:
     """Makes vCPUs and run queues for one manager.
 
-    ``timeout`` is the processor time in seconds that each vCPU may use (None: no limit). Where the manager's
-    processor lacks XSAVEC, states are saved by XSAVE. Raises UnsupportedHere with what this machine lacks, or where
-    the manager lays states out as another processor than this one does.
+    ``timeout`` is the processor time in seconds that each vCPU may use (None: no limit): time between its entries and
+    exits in which its host thread ran, as CLOCK_THREAD_CPUTIME_ID counts. A vCPU that expires has had that time, and at
+    most a 16th of it more. Where the manager's processor lacks XSAVEC, states are saved by XSAVE. Raises
+    UnsupportedHere with what this machine lacks, or where the manager lays states out as another processor than this
+    one does.
     """
 
     name = "native"
@@ -136,6 +138,7 @@ class NativeEngine:
         found = _core.features()
         self.manager = manager
         self.managed = found["managed_mask"]
+        self._usable = self.managed | (mask_of(Component.PKRU) if found["pkru"] else 0)
         self.compact = manager.config.compacted
         if self.compact and not (found["xsavec"] and found["xgetbv1"]):
             raise UnsupportedHere("XSAVEC with XGETBV(1), which the manager's processor has")
@@ -148,6 +151,10 @@ class NativeEngine:
         """Where an image of everything that the core saves has its components on ``cpu``."""
         mask = self.managed & cpu.user_mask
         return (Layout.compacted if self.compact else Layout.standard)(cpu, mask)
+
+    def offered(self, permitted: int) -> int:
+        """Return the components that a program is told it may use, of a VSO with these permitted."""
+        return permitted & self._usable & USER_SUPPORTED
 
     def restore_mask(self, vso: Vso) -> int:
         """Return what each entry restores: everything, so that what the VSO lacks becomes initial."""
@@ -173,8 +180,7 @@ class NativeEngine:
         if lacking:
             raise UnsupportedHere(f"{program.name} needs {mask_text(lacking)}")
         vso = self.manager.create(kind or self.kind, permitted=permitted)
-        features = vso.permitted & self.managed & USER_SUPPORTED
-        block = Block(seed=seed, argument=argument, features=features, input=input)
+        block = Block(seed=seed, argument=argument, features=self.offered(vso.permitted), input=input)
         try:
             request_from_kernel(vso.permitted & USER_DYNAMIC)
             return NativeVcpu(self, vso, program, block, memory_size)
@@ -291,17 +297,17 @@ class NativeQueue:
         try:
             if vcpu.core.spilled:
                 self._grow(vcpu)
-            ended = _exit_of(vcpu)
+            ended = exit_of(vcpu)
             if ended is None:
                 self._park_when_slack(vcpu)
                 return True
         except PermissionRequestError as error:
-            ended = Exit(ExitKind.DENIED, code=error.component, rip=_rip(vcpu), error=error)
+            ended = Exit(ExitKind.DENIED, code=error.component, rip=rip_of(vcpu), error=error)
         except FpStateError as error:
-            ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=error)
+            ended = Exit(ExitKind.REFUSED, rip=rip_of(vcpu), error=error)
         except MemoryError:
             exhausted = PoolExhausted(f"no memory for {mask_text(vcpu.core.in_use)} of {vcpu.name}")
-            ended = Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=exhausted)
+            ended = Exit(ExitKind.REFUSED, rip=rip_of(vcpu), error=exhausted)
         vcpu.end(ended)
         _core.unspill(bytearray(), ())
         return False
@@ -319,36 +325,3 @@ class NativeQueue:
 
 def _copy_from_spill(view: memoryview, moves: Sequence[tuple[int, int, int]]) -> None:
     _core.unspill(view, moves, False)
-
-
-def _rip(vcpu: NativeVcpu) -> int:
-    assert vcpu.memory is not None
-    return vcpu.memory.relative(vcpu.core.rip)
-
-
-def _exit_of(vcpu: NativeVcpu) -> Exit | None:
-    """Return how a vCPU ended, or None where it goes on."""
-    core = vcpu.core
-    assert vcpu.memory is not None
-    kind = core.exit_kind
-    if kind in (_core.EXIT_CALL, _core.EXIT_PORT):
-        operation = core.registers[0] & 0xFFFFFFFF
-        if operation == YIELD:
-            return None
-        return Exit(ExitKind.FINISHED if operation == FINISHED else ExitKind.FAILED, code=operation)
-    if kind == _core.EXIT_PREEMPTED:
-        return None
-    if kind == _core.EXIT_EXPIRED:
-        return Exit(ExitKind.EXPIRED, rip=_rip(vcpu))
-    if kind == _core.EXIT_REFUSED:
-        return Exit(ExitKind.REFUSED, rip=_rip(vcpu), error=RestoreFault("XRSTOR refused the state (#GP)"))
-    number, si_code, vector, error_code, address = core.fault
-    return Exit(
-        ExitKind.FAULT,
-        signal=signal.Signals(number).name,
-        si_code=si_code,
-        vector=vector,
-        error_code=error_code,
-        address=vcpu.memory.relative(address),
-        rip=_rip(vcpu),
-    )

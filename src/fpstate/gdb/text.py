@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fpstate.arch.component import mask_text
+from fpstate.command.tile_report import configuration, configuration_words, is_tile, tile, tile_words
 from fpstate.errors import FpStateError
 from fpstate.image import Float80, FpException, Image, Registers
 from fpstate.image.register import register_named
@@ -60,7 +61,10 @@ def registers(image: Image, names: Sequence[str], lanes: str) -> Iterator[str]:
     shown = list(names) or list(values.in_use())
     width = max((len(name) for name in shown), default=0)
     for name in shown:
-        yield f"{name:{width}}  {_value(values, name, lanes)}"
+        if is_tile(name):
+            yield from _tile(values, name, lanes, width)
+        else:
+            yield f"{name:{width}}  {_value(values, name, lanes)}"
     if not shown:
         yield "every register is initial"
 
@@ -109,6 +113,14 @@ def disagreements(found: Sequence[Disagreement], version: str) -> Iterator[str]:
         yield f"  and {len(found) - _LISTED} more: " + " ".join(each.register for each in found[_LISTED:])
 
 
+def _tile(values: Registers, name: str, lanes: str, width: int) -> Iterator[str]:
+    """Show the rows of a tile that are configured, or all where nothing is."""
+    decoded = tile(values, name, lanes or "hex", whole=False)
+    yield f"{name:{width}}  {tile_words(decoded)}"
+    for index, row in enumerate(decoded["data"]):
+        yield f" row {index:<{max(width - 4, 2)}} {row if isinstance(row, str) else ' '.join(map(str, row))}"
+
+
 def _value(values: Registers, name: str, lanes: str) -> str:
     register = register_named(name)
     value = values[name]
@@ -119,6 +131,8 @@ def _value(values: Registers, name: str, lanes: str) -> str:
     if register.name == "fstat":
         return str(values.status_word)
     bits = f"{value:#0{2 * register.size + 2}x}"
+    if register.name == "tilecfg":
+        return f"{bits} {configuration_words(configuration(value))}"
     if register.size == 10:
         return f"{bits} {Float80(value)}"
     if lanes and register.size >= 8:

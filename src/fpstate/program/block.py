@@ -48,7 +48,14 @@ OPMASK: Final = 1 << Component.OPMASK
 ZMM_HI256: Final = 1 << Component.ZMM_HI256
 HI16_ZMM: Final = 1 << Component.HI16_ZMM
 AVX512: Final = OPMASK | ZMM_HI256 | HI16_ZMM
-KNOWN_FEATURES: Final = X87 | SSE | AVX | AVX512
+PKRU: Final = 1 << Component.PKRU
+TILECFG: Final = 1 << Component.TILECFG
+TILEDATA: Final = 1 << Component.TILEDATA
+AMX: Final = TILECFG | TILEDATA
+KNOWN_FEATURES: Final = X87 | SSE | AVX | AVX512 | PKRU | AMX
+
+ENTRY_PKRU: Final = 0x55555554
+"""A program's PKRU at entry, as Linux gives it to a new program (``init_pkru_value``): key 0 alone is open."""
 
 _HEADER = struct.Struct("<8Q")
 _WORD = 1 << 64

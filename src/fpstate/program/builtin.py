@@ -10,8 +10,9 @@ from typing import Final
 
 from fpstate.arch.component import mask_text
 from fpstate.arch.cpu import Cpu
-from fpstate.program.block import AVX, AVX512, SSE, X87
+from fpstate.program.block import AMX, AVX, AVX512, PKRU, SSE, X87
 from fpstate.program.expected import (
+    amx_matmul,
     avx512_matmul,
     avx_mandelbrot,
     canary,
@@ -30,11 +31,13 @@ Explain = Callable[[bytes, int, int, int], str | None]
 Field = tuple[str, int, int]
 
 _BASE = X87 | SSE
+_OFFERED = AVX | AVX512 | PKRU | AMX
 
 
 @dataclass(frozen=True)
 class Builtin:
-    """One built-in program. ``required`` is a mask of components, as in XCR0.
+    """One built-in program. ``required`` is a mask of components, as in XCR0; ``optional`` are those that it uses
+    where the guest block offers them.
 
     ``cpu_flags`` are the names, as in /proc/cpuinfo, of the instruction sets it uses beyond SSE2;
     ``default_argument`` makes a run of one to three milliseconds at 3 GHz.
@@ -49,6 +52,7 @@ class Builtin:
     answer: Answer = field(repr=False)
     explain: Explain | None = field(default=None, repr=False)
     ignored: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+    optional: int = 0
 
     def load(self) -> Program:
         """The program itself; raises UnsupportedHere when it is not built."""
@@ -109,7 +113,7 @@ def _hex(little_endian: bytes) -> str:
 @lru_cache(maxsize=32)
 def _load(name: str) -> Program:
     builtin = BUILTIN[name]
-    return Program.from_file(flat_file(name), features=builtin.required, name=name)
+    return Program.from_file(flat_file(name), features=builtin.required, optional=builtin.optional, name=name)
 
 
 @lru_cache(maxsize=1024)
@@ -123,6 +127,7 @@ def _builtin(
     required: int,
     default_argument: int,
     cpu_flags: tuple[str, ...] = (),
+    optional: int = 0,
 ) -> Builtin:
     return Builtin(
         name=module.__name__.rpartition(".")[2],
@@ -134,6 +139,7 @@ def _builtin(
         answer=module.answer,
         explain=getattr(module, "explain", None),
         ignored=getattr(module, "IGNORED", ()),
+        optional=optional,
     )
 
 
@@ -149,10 +155,13 @@ _TABLE = (
         400,
         ("avx512f", "avx512bw", "popcnt"),
     ),
+    _builtin(
+        amx_matmul, "a matrix product in tiles, which stay in use", AMX, 80_000, ("amx_tile", "amx_int8")
+    ),
     _builtin(rounding_sum, "sums under every rounding control of MXCSR and FCW", _BASE, 500),
-    _builtin(canary, "a canary in every register, compared all the time", _BASE, 20_000),
+    _builtin(canary, "a canary in every register, compared all the time", _BASE, 20_000, optional=_OFFERED),
     _builtin(spin, "xorshift in the general registers, no floating point", 0, 300_000),
-    _builtin(probe, "stores every register of a fresh context", _BASE, 0),
+    _builtin(probe, "stores every register of a fresh context", _BASE, 0, optional=_OFFERED),
 )
 
 BUILTIN: Final[Mapping[str, Builtin]] = MappingProxyType({builtin.name: builtin for builtin in _TABLE})

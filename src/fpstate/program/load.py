@@ -49,13 +49,14 @@ class Program:
     """A guest program, ready to be placed at any page-aligned base.
 
     ``entry`` is an offset from the base; ``features`` a mask of components, as in XCR0, that a
-    vCPU must have to run it.
+    vCPU must have to run it, ``optional`` of those that it uses only where its block offers them.
     """
 
     name: str
     segments: tuple[Segment, ...]
     entry: int
     features: int = X87 | SSE
+    optional: int = 0
 
     @property
     def size(self) -> int:
@@ -85,6 +86,7 @@ class Program:
         *,
         format: Format | None = None,
         features: int = X87 | SSE,
+        optional: int = 0,
         name: str | None = None,
     ) -> Program:
         """Load a flat binary (suffix ``.bin`` or ``format="flat"``) or a relocation-free ELF file.
@@ -97,6 +99,7 @@ class Program:
             path=str(path),
             format=format or ("flat" if path.suffix == ".bin" else None),
             features=features,
+            optional=optional,
             name=name or path.stem,
         )
 
@@ -108,6 +111,7 @@ class Program:
         path: str = "<bytes>",
         format: Format | None = None,
         features: int = X87 | SSE,
+        optional: int = 0,
         name: str | None = None,
     ) -> Program:
         """Load a program from its bytes; ``path`` names it in errors. Otherwise as ``from_file``."""
@@ -125,7 +129,7 @@ class Program:
             from fpstate.program.elf import load_elf
 
             segments, entry = load_elf(data, path)
-            return cls(name, segments, entry, features)
+            return cls(name, segments, entry, features, optional)
         _refuse_other_files(data, path)
         if format != "flat":
             raise ProgramError(
@@ -133,7 +137,9 @@ class Program:
                 "is neither ELF nor named as a flat binary",
                 help="Link it with gcc -static-pie -nostdlib, or say that it is flat (suffix .bin, --flat).",
             )
-        return cls(name, (Segment(0, data, len(data), writable=True, executable=True),), 0, features)
+        return cls(
+            name, (Segment(0, data, len(data), writable=True, executable=True),), 0, features, optional
+        )
 
 
 def _read(path: Path) -> bytes:

@@ -54,7 +54,7 @@ _FPREG_SIZES: Final = {_FXSAVE_SIZE: _FXSAVE_SIZE, _FSAVE_SIZE: _FSAVE_SIZE, 176
 """Sizes of NT_PRFPREG, and how much of it counts: FreeBSD's 32-bit ``struct fpreg`` is FSAVE, padded."""
 _NETBSD_XSTATE_SIZE: Final = 2384
 _NETBSD_COMPONENTS: Final = AVX512 | mask_of(Component.AVX)
-_AT_NULL, _AT_HWCAP = 0, 16
+_AT_NULL, _AT_HWCAP, _AT_MINSIGSTKSZ = 0, 16, 51
 
 
 class _Thread(NamedTuple):
@@ -67,6 +67,7 @@ class _Contents:
         self.threads: list[_Thread] = []
         self.layout: Layout | None = None
         self.hwcap: int | None = None
+        self.frame: int | None = None
 
 
 def core_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]:
@@ -85,7 +86,7 @@ def core_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]
             f"no floating-point state; threads: {len(contents.threads)}",
             help="its writer left NT_PRFPREG and NT_X86_XSTATE out, or no thread had used the FPU",
         )
-    producer = Producer(contents.layout, cpu, contents.hwcap)
+    producer = Producer(contents.layout, cpu, contents.hwcap, contents.frame)
     return [_state(core, thread, producer) for thread in contents.threads]
 
 
@@ -99,7 +100,8 @@ def _contents(core: ElfCore) -> _Contents:
         elif kind == _LAYOUT:
             contents.layout = _layout(core, note)
         elif kind == _AUXV:
-            contents.hwcap = _hwcap(core, note)
+            values = _auxiliary(core, note)
+            contents.hwcap, contents.frame = values.get(_AT_HWCAP), values.get(_AT_MINSIGSTKSZ)
         elif kind is not None:
             if not contents.threads or (tid is not None and contents.threads[-1].tid != tid):
                 contents.threads.append(_Thread(tid, {}))
@@ -134,14 +136,16 @@ def _tid(core: ElfCore, note: Note) -> int:
     return int.from_bytes(core.description(note)[offset : offset + 4], "little")
 
 
-def _hwcap(core: ElfCore, note: Note) -> int | None:
-    """Return AT_HWCAP, on x86 the EDX of CPUID leaf 1 (Linux ``arch/x86/include/asm/elf.h``)."""
+def _auxiliary(core: ElfCore, note: Note) -> dict[int, int]:
+    """Return the auxiliary vector by key, as far as AT_NULL (Linux ``arch/x86/include/asm/elf.h``)."""
     entry = struct.Struct("<QQ" if core.bits == 64 else "<II")
     data = core.description(note)
+    values: dict[int, int] = {}
     for key, value in entry.iter_unpack(data[: len(data) // entry.size * entry.size]):
-        if key in (_AT_NULL, _AT_HWCAP):
-            return int(value) if key == _AT_HWCAP else None
-    return None
+        if key == _AT_NULL:
+            break
+        values.setdefault(key, value)
+    return values
 
 
 def _layout(core: ElfCore, note: Note) -> Layout:

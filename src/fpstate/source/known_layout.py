@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from fpstate.arch.component import COMPACTED_BIT, LEGACY, components_in, mask_text, xcr0_problem
+from fpstate.arch.component import (
+    COMPACTED_BIT,
+    LEGACY,
+    components_in,
+    mask_of,
+    mask_text,
+    xcr0_complete,
+    xcr0_problem,
+)
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.errors import AmbiguousLayout, LayoutError
@@ -63,15 +71,27 @@ def inferred_layout(xcr0: int, length: int, xstate_bv: int) -> tuple[Layout, boo
     return infer(0, length, xstate_bv), False
 
 
-def padded_layout(xcr0: int, length: int) -> Layout:
-    """Return the one known layout of ``xcr0`` that fits in a buffer longer than any state; 0 is: not stated.
+def within(layout: Layout, length: int) -> Layout:
+    """Return a standard layout without the components that end behind ``length``, nor those that go with them.
 
+    As in XCR0, TILECFG goes with TILEDATA.
+    """
+    held = xcr0_complete(mask_of(*(place.component for place in layout.places if place.end <= length)))
+    places = [place for place in layout.places if held >> place.component & 1]
+    return layout if layout.size <= length else Layout.from_places(layout.format, places)
+
+
+def padded_layout(xcr0: int, length: int) -> Layout:
+    """Return the one known layout of ``xcr0`` in a buffer that is as long as any state or longer; 0 is: not stated.
+
+    Where ``xcr0`` is stated, components that end behind the buffer are left out as ``within`` does.
     Raises AmbiguousLayout where known layouts differ, LayoutError where none fits.
     """
     fitting: dict[Layout, list[str]] = {}
     for known in KNOWN:
         if (xcr0 or known.xcr0) & ~known.xcr0 == 0:
             layout = layout_of(known.places, xcr0 or known.xcr0)
+            layout = within(layout, length) if xcr0 else layout
             if layout.size <= length:
                 fitting.setdefault(layout, []).extend(known.cpus)
     stated = f"XCR0 {xcr0:#x}" if xcr0 else "an XCR0 that is not stated"

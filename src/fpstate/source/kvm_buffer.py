@@ -17,8 +17,8 @@ from fpstate.image import Image
 from fpstate.image.control import MXCSR_INIT
 from fpstate.image.finding import Finding, Severity
 from fpstate.image.legacy import from_fxsave
-from fpstate.image.subject import MXCSR_AT, SOFTWARE_AT
-from fpstate.source.known_layout import padded_layout, plausible_xcr0, stated_layout
+from fpstate.image.subject import MXCSR_AT, SOFTWARE_AT, XSTATE_BV_AT
+from fpstate.source.known_layout import padded_layout, plausible_xcr0, stated_layout, within
 from fpstate.source.thread import ThreadState
 
 KVM_XSAVE_SIZE: Final = 4096
@@ -38,8 +38,10 @@ def read_kvm_xsave(data: bytes, cpu: Cpu | None = None) -> ThreadState:
     """Return the state in a KVM_GET_XSAVE or KVM_GET_XSAVE2 buffer, which has the host's standard layout.
 
     Bytes 464 to 471 are the mask of what the host has, not the guest's XCR0: they choose the layout and are no
-    part of the state. Raises LayoutError where ``cpu`` lacks components of it, AmbiguousLayout where no processor
-    is named and known ones differ, ImageError for fewer than 4096 bytes.
+    part of the state. Components that end behind the buffer are those that KVM gave the guest no permission for
+    (TILEDATA, and TILECFG with it): they are left out. Raises LayoutError where ``cpu`` lacks components of the
+    mask, AmbiguousLayout where no processor is named and known ones differ, ImageError for fewer than 4096 bytes
+    and where XSTATE_BV names what ends behind them.
     """
     if len(data) < KVM_XSAVE_SIZE:
         raise ImageError(
@@ -56,8 +58,17 @@ def read_kvm_xsave(data: bytes, cpu: Cpu | None = None) -> ThreadState:
             found=stated,
         )
     layout = _layout(stated, len(data), cpu)
+    xstate_bv = int.from_bytes(data[XSTATE_BV_AT : XSTATE_BV_AT + 8], "little")
+    if cut := xstate_bv & stated & ~layout.mask:
+        raise ImageError(
+            f"XSTATE_BV names {mask_text(cut)}, which ends behind the {len(data)} bytes",
+            offset=XSTATE_BV_AT,
+            found=xstate_bv,
+            expected=xstate_bv & layout.mask,
+            help="KVM_GET_XSAVE2 gives as many bytes as KVM_CAP_XSAVE2 says",
+        )
     image = Image(data[: layout.size], layout, "inferred" if cpu is None else "given")
-    return ThreadState(None, image, findings=(_host_mask(stated),))
+    return ThreadState(None, image, findings=(_host_mask(stated, stated & ~layout.mask),))
 
 
 def read_kvm_fpu(data: bytes) -> ThreadState:
@@ -85,6 +96,8 @@ def _layout(stated: int, length: int, cpu: Cpu | None) -> Layout:
     if cpu is None:
         return padded_layout(stated, length)
     layout = stated_layout(cpu, stated or cpu.xcr0)
+    if stated:
+        return within(layout, length)
     if layout.size > length:
         raise ImageError(
             f"{length} bytes, but {mask_text(layout.mask)} of {cpu.name} needs {layout.size}",
@@ -96,13 +109,20 @@ def _layout(stated: int, length: int, cpu: Cpu | None) -> Layout:
     return layout
 
 
-def _host_mask(stated: int) -> Finding:
+def _host_mask(stated: int, withheld: int) -> Finding:
+    message = (
+        "the software bytes do not state the host's mask: whoever wrote the buffer was not KVM_GET_XSAVE"
+    )
+    if stated:
+        message = f"the mask {stated:#x} in the software bytes is the host's, not the guest's XCR0"
+    if withheld:
+        message += (
+            f"; the buffer has no room for {mask_text(withheld)}, which this KVM did not give the guest"
+        )
     return Finding(
         "SRC010",
         Severity.NOTE,
-        f"the mask {stated:#x} in the software bytes is the host's, not the guest's XCR0"
-        if stated
-        else "the software bytes do not state the host's mask: whoever wrote the buffer was not KVM_GET_XSAVE",
+        message,
         offset=SOFTWARE_AT,
         found=stated,
         source="Linux __copy_xstate_to_uabi_buf",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Final, Literal, NamedTuple
 
-from fpstate.arch.component import COMPACTED_BIT, LEGACY_PLACES, MIN_SIZE
+from fpstate.arch.component import AMX, COMPACTED_BIT, LEGACY_PLACES, MIN_SIZE
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Format, Layout, Place
 from fpstate.errors import AmbiguousLayout, FpStateError, LayoutError, SourceError
@@ -28,12 +28,13 @@ class Producer(NamedTuple):
     """What is known of the processor that made a register set, besides the register set itself.
 
     ``layout`` is what the producer stated, ``cpu`` what the caller says, ``hwcap`` AT_HWCAP, which is the EDX of
-    CPUID leaf 1 on x86; None where nothing was said.
+    CPUID leaf 1 on x86, ``frame`` AT_MINSIGSTKSZ; None where nothing was said.
     """
 
     layout: Layout | None = None
     cpu: Cpu | None = None
     hwcap: int | None = None
+    frame: int | None = None
 
 
 class RegisterSet(NamedTuple):
@@ -56,17 +57,23 @@ def read_register_set(data: bytes, producer: Producer, *, name: str, offset: int
     xcr0, xstate_bv = (int.from_bytes(data[at : at + 8], "little") for at in (XCR0_OFFSET, _XSTATE_BV_OFFSET))
     findings: list[Finding] = []
     damaged = 0
-    if writer.by_gdb(data, xcr0, xstate_bv):
+    by_gdb = writer.by_gdb(data, xcr0, xstate_bv)
+    if by_gdb:
         findings.append(writer.written_by_gdb())
         if producer.layout is None:
             damaged = writer.damaged(xcr0, len(data), producer.hwcap, producer.cpu)
+        if writer.leaves_tiles_out(xcr0, len(data), producer.frame, _enabled(producer)):
+            findings += writer.tiles_left_out()
     try:
         if damaged:
             data, layout = writer.without(data, writer.intel_layout(xcr0, len(data)), damaged)
             findings += writer.lost(damaged)
             layout_source = "inferred"
         else:
-            layout, layout_source = _find_layout(producer, xcr0, xstate_bv, len(data))
+            mask = xcr0 | writer.padding(xcr0, len(data)) if by_gdb else xcr0
+            layout, layout_source = _find_layout(producer, mask, xstate_bv, len(data))
+            if by_gdb:
+                layout = _without(layout, AMX & ~xcr0)
     except AmbiguousLayout as error:
         raise AmbiguousLayout(f"{name} at byte {offset}: {error}", error.candidates) from error
     except FpStateError as error:
@@ -94,6 +101,21 @@ def _find_layout(
     if producer.cpu is not None:
         return _given(producer.cpu, xcr0, size), "given"
     return infer(xcr0, size, 0 if xcr0 else xstate_bv), "inferred"
+
+
+def _enabled(producer: Producer) -> int:
+    """Return the components that the producer states, or that the processor has which is said to be the producer."""
+    if producer.layout is not None:
+        return producer.layout.mask
+    return 0 if producer.cpu is None else producer.cpu.xcr0
+
+
+def _without(layout: Layout, components: int) -> Layout:
+    """Return a layout of the same size without components of which nothing was stored."""
+    if not layout.mask & components:
+        return layout
+    places = [place for place in layout.places if not components >> place.component & 1]
+    return Layout.from_places(Format.STANDARD, places, size=layout.size)
 
 
 def _given(cpu: Cpu, xcr0: int, size: int) -> Layout:

@@ -2,14 +2,16 @@
 
 gdb's ``gcore`` makes the register set anew from what gdb knows: XSTATE_BV is all of XCR0, MXCSR_MASK is 0
 (``i387_collect_xsave``, gdb/i387-tdep.c). Before release 14 it read and wrote every state at Intel's
-offsets; on an AMD processor what it wrote for AVX-512 and PKRU is other registers' bytes, or none.
+offsets; on an AMD processor what it wrote for AVX-512 and PKRU is other registers' bytes, or none. No release knows
+tiles: XCR0 comes without AMX and TILECFG and TILEDATA are left out, in notes of the size that the kernel's have
+(releases 16.3 and 18.1) or of the size of what is left (13.1).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from fpstate.arch.component import COMPONENTS, LEGACY_PLACES, Component, components_in
+from fpstate.arch.component import AMX, COMPONENTS, LEGACY_PLACES, Component, components_in
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Format, Layout
 from fpstate.errors import LayoutError
@@ -25,7 +27,11 @@ _NAMES: Final = {
     Component.OPMASK: "k0-k7",
     Component.ZMM_HI256: "the upper halves of zmm0-zmm15",
     Component.HI16_ZMM: "zmm16-zmm31",
+    Component.TILECFG: "tilecfg",
+    Component.TILEDATA: "tmm0-tmm7",
 }
+_TILES_SIZE: Final = 8192
+"""Bytes of TILEDATA; all that there is besides, in a signal frame or in a register set, has fewer."""
 
 
 def by_gdb(data: bytes, xcr0: int, xstate_bv: int) -> bool:
@@ -62,6 +68,27 @@ def intel_layout(xcr0: int, size: int) -> Layout:
     return layout
 
 
+def leaves_tiles_out(xcr0: int, size: int, frame: int | None, enabled: int) -> bool:
+    """Tell whether a register set that gdb wrote is of a processor with AMX, of which it then says nothing.
+
+    That shows in the set's size, and in ``frame``, which is AT_MINSIGSTKSZ: a signal frame with room for all that
+    the kernel enabled. Where that is not known, ``enabled`` is what somebody says of the processor. False where
+    nothing tells.
+    """
+    if xcr0 & AMX:
+        return False
+    if padding(xcr0, size):
+        return True
+    if frame is not None:
+        return frame > _TILES_SIZE
+    return enabled & AMX == AMX
+
+
+def padding(xcr0: int, size: int) -> int:
+    """Return the components for which a register set that gdb wrote has room, and that its XCR0 leaves out."""
+    return AMX if not xcr0 & AMX and size > _TILES_SIZE else 0
+
+
 def without(data: bytes, layout: Layout, components: int) -> tuple[bytes, Layout]:
     """Return a register set and its layout with these components left out, so that nobody reads them."""
     places = [place for place in layout.places if not components >> place.component & 1]
@@ -95,6 +122,22 @@ def lost(components: int) -> list[Finding]:
         )
         for number in components_in(components)
         if number not in LEGACY_PLACES
+    ]
+
+
+def tiles_left_out() -> list[Finding]:
+    """Say that TILECFG and the tiles are not known."""
+    return [
+        Finding(
+            "SRC017",
+            Severity.WARNING,
+            f"{_NAMES[component]}: not known, since the processor has AMX, and gdb stores nothing of it",
+            component=component,
+            register=_NAMES[component],
+            source=_SOURCE,
+            help="a core that Linux writes has it (kill -QUIT); of a live process show reads it",
+        )
+        for component in (Component.TILECFG, Component.TILEDATA)
     ]
 
 

@@ -60,10 +60,14 @@ class AuditReport:
 
 
 class Canaries:
-    """Whose word is whose. ``patterns``: owner to the values of its registers, of any width."""
+    """Whose word is whose. ``patterns``: owner to the values of its registers, of any width.
 
-    def __init__(self, patterns: Mapping[str, Iterable[int]]) -> None:
+    ``keys``: owner to its PKRU. A PKRU is half a word, and told only where it is read as a PKRU.
+    """
+
+    def __init__(self, patterns: Mapping[str, Iterable[int]], keys: Mapping[str, int] | None = None) -> None:
         self.owners: dict[int, str] = {}
+        self.keys = {value: owner for owner, value in (keys or {}).items()}
         shared = set()
         for owner, values in patterns.items():
             for word in _words(values):
@@ -91,7 +95,11 @@ class Canaries:
         """Look through register values, as a fresh context read them."""
         report = AuditReport()
         for name, value in registers.items():
-            report += self.search(f"{name} of {place}", _bytes(value), owner=owner)
+            where = f"{name} of {place}"
+            report += self.search(where, _bytes(value), owner=owner)
+            keeper = self.keys.get(value, owner) if name == "pkru" else owner
+            if keeper is not None and keeper != owner:
+                report.leaks.append(Leak(keeper, where, 0, value))
         return report
 
     def search_manager(self, manager: Manager, owners: Mapping[Vso, str]) -> AuditReport:

@@ -83,8 +83,8 @@ def _refusal(component: int, number: int) -> FpStateError:
     if number == errno.EBUSY:
         return PermissionFrozen(
             component,
-            f"{what} EBUSY, guest permission froze with the first vCPU of this process",
-            help="ask for guest components before the first KVM_CREATE_VCPU",
+            f"{what} EBUSY, a vCPU was made already in this process or its parent, which froze guest permission",
+            help="ask for guest components before the first KVM_CREATE_VCPU, in a process that inherits none",
         )
     if number == errno.ENOSPC:
         return StackTooSmall(

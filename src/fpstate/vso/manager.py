@@ -150,8 +150,9 @@ class Manager:
         """Save this thread's registers to one VSO and load another's; ``outgoing`` grows where it must.
 
         Raises PermissionDenied where the thread uses what ``outgoing`` may not, which is then initial and so are the
-        registers; PoolExhausted, and then nothing has changed; ImageError where ``incoming`` holds an illegal
-        image; UnsupportedHere where the manager's processor is not this one.
+        registers; PoolExhausted, and then nothing has changed; ImageError where ``incoming`` holds an illegal image, or
+        a component that the kernel does not permit this process; RestoreFault where XRSTOR refuses it all the same;
+        UnsupportedHere where the manager's processor is not this one.
         """
         from fpstate.vso.exchange import switch_vsos
 

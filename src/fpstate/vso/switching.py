@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
+from fpstate.arch.component import LEGACY, Component, mask_of
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.image import Image
@@ -18,7 +20,17 @@ try:
 except ImportError:
     from fpstate.vso.absent import Context, Order, switch  # type: ignore[assignment]
 
-__all__ = ["Context", "CoreChoice", "Order", "core_choice", "load", "read", "switch"]
+__all__ = ["CLASSES", "Context", "CoreChoice", "Order", "core_choice", "load", "read", "switch"]
+
+_VECTORS: Final = mask_of(
+    *(Component.SSE, Component.AVX, Component.OPMASK, Component.ZMM_HI256, Component.HI16_ZMM)
+)
+CLASSES: Final = {
+    "typical": mask_of(Component.SSE, Component.OPMASK, Component.HI16_ZMM),
+    "all but x87": _VECTORS,
+    "everything": LEGACY | _VECTORS,
+}
+"""What is in use where cores are compared (``classes`` in ``_core/choice.c``); typical is that of a glibc process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +38,9 @@ class CoreChoice:
     """Which core switches here, and why.
 
     ``pairs`` of states were tried in the self-test, ``mismatches`` came out wrong. ``ratios`` is the fast core's time
-    by the portable one's: with in use what a glibc process has, all but x87, and everything; None: not measured.
+    by the portable one's for each of ``CLASSES``, where contexts that used everything ran before; None: not measured.
+    ``settled`` are the components that were in use then: where in-use bits count writes (Intel), those that the fast
+    core ends without XRSTOR stay in use, and are paid for.
     """
 
     name: str
@@ -34,6 +48,7 @@ class CoreChoice:
     pairs: int
     mismatches: int
     ratios: tuple[float, float, float] | None
+    settled: tuple[int, int, int] | None
 
 
 def core_choice() -> CoreChoice:
@@ -52,6 +67,7 @@ def core_choice() -> CoreChoice:
         pairs=found["pairs"],
         mismatches=found["mismatches"],
         ratios=(typical, all_but_x87, everything) if typical else None,
+        settled=found["settled"] if typical else None,
     )
 
 

@@ -27,8 +27,9 @@ class Exit:
 
     ``code`` is the operation of an orderly exit. For faults: the ``signal``'s name, ``si_code``, the exception's
     ``vector`` and ``error_code``, the ``address`` (of the access for page faults, else of the instruction) and
-    ``rip``, both counted from the program's base where they lie in the guest's memory. ``error`` is the reason of
-    DENIED and REFUSED, and of FAILED where the program spoilt its result.
+    ``rip``, both counted from the program's base where they lie in the guest's memory; ``note`` is what else is known.
+    ``error`` is the reason of DENIED and REFUSED, and of FAILED where the program spoilt its result. For a state that
+    XRSTOR refused it is a RestoreFault, which has vector, offset and component.
     """
 
     kind: ExitKind
@@ -40,11 +41,15 @@ class Exit:
     address: int = 0
     rip: int = 0
     error: FpStateError | None = None
+    note: str = ""
 
     def __str__(self) -> str:
         match self.kind:
             case ExitKind.FAULT:
-                return f"{self.signal} (vector {self.vector}) at {self.rip:#x}, address {self.address:#x}"
+                note = f": {self.note}" if self.note else ""
+                return (
+                    f"{self.signal} (vector {self.vector}) at {self.rip:#x}, address {self.address:#x}{note}"
+                )
             case ExitKind.FAILED:
                 return f"failed with code {self.code:#x}{f': {self.error}' if self.error else ''}"
             case ExitKind.DENIED | ExitKind.REFUSED:

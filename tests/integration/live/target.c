@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <syscall.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -40,9 +42,26 @@ __asm__(".globl report\nreport:\n"
         "test %esi, %esi\nje 2f\nvextractf128 $1, %ymm9, 32(%rdi)\n"
         "2: lock incq 64(%rdi)\npause\njmp 1b\n");
 
+/* Store TILECFG, and with use also tmm0's rows, over and over. */
+_Noreturn void report_tiles(void *shared, int use);
+__asm__(".globl report_tiles\nreport_tiles:\nmov $64, %edx\n"
+        "1: sttilecfg (%rdi)\ntest %esi, %esi\nje 2f\ntilestored %tmm0, 128(%rdi,%rdx,1)\n"
+        "2: lock incq 64(%rdi)\npause\njmp 1b\n");
+
 static struct state states[64];
 static int ready;
 static volatile uint64_t *shared;
+
+/* 1: ask for the permission for TILEDATA, 2: use a tile besides, with one row of 64 bytes. */
+static int take_tiles(int how)
+{
+    unsigned char configuration[64] = {[0] = 1, [16] = 64, [48] = 1};
+    if (how >= 1 && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18L))
+        return 1;
+    if (how >= 2)
+        __asm__ volatile("ldtilecfg %0\ntilezero %%tmm0" : : "m"(configuration));
+    return 0;
+}
 
 static void say_ready(void)
 {
@@ -106,11 +125,16 @@ static void count(int signal)
     __atomic_add_fetch(&shared[0], 1, __ATOMIC_SEQ_CST);
 }
 
-static void *vfork_slowly(void *argument)
+static volatile sig_atomic_t stuck;
+
+/* The child has the parent's memory, and lets it wait until the parent is killed. */
+static void *vfork_for_ever(void *argument)
 {
     if (vfork() == 0) {
-        usleep(1500000);
-        _exit(0);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        stuck = 1;
+        for (;;)
+            pause();
     }
     return sleep_for_ever(argument);
 }
@@ -133,14 +157,20 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "report")) {
         say_ready();
         report((void *)shared, __builtin_cpu_supports("avx"));
+    } else if (!strcmp(what, "tiles")) {
+        if (take_tiles(threads))
+            return 1;
+        say_ready();
+        report_tiles((void *)shared, threads == 2);
     } else if (!strcmp(what, "churn")) {
         for (int t = 0; t < threads; t++)
             start(beget, NULL);
     } else if (!strcmp(what, "count")) {
         signal(SIGRTMIN, count);
     } else if (!strcmp(what, "vfork")) {
-        start(vfork_slowly, NULL);
-        usleep(100000);
+        start(vfork_for_ever, NULL);
+        while (!stuck)
+            usleep(1000);
     } else {
         for (int t = 1; t < threads; t++)
             start(sleep_for_ever, NULL);

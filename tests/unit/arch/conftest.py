@@ -1,42 +1,19 @@
 """CPUID records of other people's processors, taken from the folder that FPSTATE_CORPUS names."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
+from cpuid_record import leaves_of
 
 from fpstate.arch.cpu import Cpu
-
-
-def leaves_of(record: dict[str, Any]) -> dict[tuple[int, int], tuple[int, int, int, int]]:
-    """Turn a corpus record back into CPUID leaves; registers that the corpus leaves out are zeros."""
-    vendor = [int.from_bytes(record["vendor"].encode()[at : at + 4], "little") for at in (0, 4, 8)]
-    leaves: dict[tuple[int, int], tuple[int, int, int, int]] = {
-        (0, 0): (int(record["max_leaf"], 16), vendor[0], vendor[2], vendor[1])
-    }
-    for key, value in record.items():
-        if not key.startswith("leaf_") or key == "leaf_d_subleaves":
-            continue
-        number = int(key.removeprefix("leaf_"), 16)
-        if isinstance(value, list):
-            leaves[number, 0] = tuple(int(register, 16) for register in value)
-        elif set(value) <= {"eax", "ebx", "ecx", "edx"}:
-            leaves[number, 0] = tuple(int(value.get(r, "0"), 16) for r in ("eax", "ebx", "ecx", "edx"))
-        else:
-            for subleaf, registers in value.items():
-                leaves[number, int(subleaf, 16)] = tuple(int(register, 16) for register in registers)
-    return leaves
+from recorded import of_others
 
 
 @pytest.fixture(scope="session")
 def recorded() -> list[tuple[dict[str, Any], Cpu]]:
     """Every record with leaf 0DH, beside the Cpu that is read from it."""
-    folder = os.environ.get("FPSTATE_CORPUS")
-    if not folder:
-        pytest.skip("FPSTATE_CORPUS is not set: no recorded CPUID leaves to check against")
-    path = Path(folder) / "cpuid_leaf_d.json"
+    path = of_others("cpuid_leaf_d.json")
     if not path.exists():
         pytest.skip(f"{path} does not exist: no recorded CPUID leaves to check against")
     records = json.loads(path.read_text())["records"]

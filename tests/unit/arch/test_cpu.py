@@ -1,16 +1,23 @@
+import json
 import pickle
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from cpuid_record import leaves_of
 
 from fpstate.arch import Component, Cpu, Geometry, Layout
 from fpstate.arch.cpu import FEATURE_BITS
 from fpstate.errors import CpuidError, UnknownCpu
 
+PROJECT = Path(__file__).parents[3]
+RECORDED = PROJECT / "tests" / "data" / "generated_intel" / "cpuid.json"
 REQUIRED = {
-    *("haswell", "skylake-sp", "ice-lake-sp", "sapphire-rapids", "granite-rapids", "diamond-rapids-model"),
+    *("haswell", "skylake-sp", "cascade-lake-sp", "ice-lake-sp", "sapphire-rapids", "emerald-rapids"),
+    *("granite-rapids", "diamond-rapids-model", "rocket-lake", "meteor-lake", "arrow-lake"),
     *("zen2", "zen3", "zen4", "zen5"),
 }
 AVX_LEAVES = {
@@ -31,7 +38,40 @@ def test_catalog_entries_say_where_they_come_from(name: str) -> None:
     assert cpu.name == name
     assert cpu.source == ("model" if name.endswith("-model") else "catalog")
     assert ("model:" in cpu.provenance) == (cpu.source == "model")
-    assert ".txt" in cpu.provenance or cpu.source == "model"
+    recorded_here = f"{RECORDED.relative_to(PROJECT)}" in cpu.provenance
+    assert (cpu.source == "model") + (".txt" in cpu.provenance) + recorded_here == 1
+
+
+def test_the_processor_of_the_recordings_is_the_one_that_was_recorded() -> None:
+    (record,) = json.loads(RECORDED.read_text())["records"]
+    from_the_record = Cpu.from_cpuid(leaves_of(record), name="emerald-rapids", source="catalog")
+    cpu = Cpu.catalog("emerald-rapids")
+    assert replace(from_the_record, provenance=cpu.provenance) == cpu
+    assert cpu.mxcsr_mask == int(record["extra"]["mxcsr_mask"], 16)
+
+
+def test_another_processor_is_not_taken_for_the_recorded_one() -> None:
+    (record,) = json.loads(RECORDED.read_text())["records"]
+    record["leaf_d"]["9"][1] = f"{2432:08x}"
+    wrong = Cpu.from_cpuid(leaves_of(record), name="emerald-rapids", source="catalog")
+    assert wrong.geometry != Cpu.catalog("emerald-rapids").geometry
+
+
+def test_catalog_entries_are_the_dumps_that_they_name(recorded: list[tuple[dict[str, Any], Cpu]]) -> None:
+    read = {
+        f"{source['repo']}: {source['path']}": cpu
+        for record, cpu in reversed(recorded)
+        if record.get("core_type") != "atom"
+        for source in record["sources"]
+    }
+    for name in Cpu.catalog_names():
+        cpu = Cpu.catalog(name)
+        if ".txt" in cpu.provenance:
+            dump = read[cpu.provenance.partition("; ")[2]]
+            # The records leave leaf 80000008H out.
+            features = cpu.features - {"RSTRFPERRPTRS"}
+            same = replace(dump, name=name, source="catalog", provenance=cpu.provenance)
+            assert replace(cpu, features=features) == same
 
 
 @pytest.mark.parametrize("name", [name for name in Cpu.catalog_names() if name != "zen2"])

@@ -12,6 +12,7 @@ from fpstate.command import cpu as verb
 from fpstate.errors import UnknownCpu, UnsupportedHere
 from fpstate.vso.kernel_permission import KernelPermission, read_kernel_permission
 from fpstate.vso.signal_frame import minsigstksz
+from fpstate.vso.switching import CoreChoice
 
 NAMED = [sys.executable, "-c"]
 SCRIPT = """
@@ -203,9 +204,21 @@ def test_the_host_says_which_core_switches_and_why(host: Cpu, capsys: pytest.Cap
     switching = json.loads(capsys.readouterr().out)["switching"]
     assert switching["core"] in {"portable", "fast"}
     assert switching["reason"]
-    assert set(switching) == {"core", "reason", "ratios", "self_test"}
+    assert set(switching) == {"core", "reason", "ratios", "in_use", "self_test"}
     assert switching["self_test"]["mismatches"] == 0
     assert run() == 0
     assert f"switching core     {switching['core']}: {switching['reason']}" in capsys.readouterr().out
     run("--cpu", "zen4", "--json")
     assert json.loads(capsys.readouterr().out)["switching"] is None
+
+
+def test_what_stays_in_use_is_said_beside_the_figure_that_pays_for_it(
+    host: Cpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = CoreChoice("fast", "it is", 9216, 0, (0.66, 0.7, 0.71), (0xA3, 0xE7, 0xE7))
+    monkeypatch.setattr("fpstate.vso.switching.core_choice", lambda: found)
+    assert run() == 0
+    assert (
+        "; time by the portable core's: typical 0.66 (X87 stays in use), all but x87 0.70 (X87 stays in use),"
+        " everything 0.71\n" in capsys.readouterr().out
+    )

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from fpstate.errors import UnsupportedHere
-from fpstate.program import BUILTIN, Program, include_dir
+from fpstate.program import Program, include_dir
+from fpstate.program.block import TILEDATA
+
+PATIENCE = 240
+"""Seconds after which a program hangs, on however busy a machine."""
 
 HERE = Path(__file__).parent
-XCR0_OF_FLAGS = (("avx", 0x4), ("avx512f", 0xE0))
+XCR0_OF_FLAGS = (("avx", 0x4), ("avx512f", 0xE0), ("ospke", 0x200), ("amx_tile", 0x60000))
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,10 @@ def features() -> int:
 
 
 @pytest.fixture(scope="session")
-def built() -> None:
-    try:
-        BUILTIN["spin"].load()
-    except UnsupportedHere as missing:
-        pytest.skip(str(missing))
+def in_software() -> None:
+    """For what only an emulator can do to tiles and PKRU between two instructions, or before the first."""
+    if found := {"amx_tile", "ospke"} & cpu_flags():
+        pytest.skip(f"tiles and PKRU in software; this processor has {', '.join(sorted(found))}")
 
 
 @pytest.fixture(scope="session")
@@ -62,14 +64,14 @@ def guest_host(tmp_path_factory: pytest.TempPathFactory, built: None) -> Path:
         pytest.skip("no gcc to compile the host with")
     program = tmp_path_factory.mktemp("guest_host") / "guest_host"
     command = ["gcc", "-O1", "-mno-red-zone", "-Wall", "-Wextra", "-Werror", "-fcf-protection=none"]
-    source = HERE / "guest_host.c"
-    subprocess.run([*command, f"-I{include_dir()}", str(source), "-o", str(program)], check=True)
+    sources = [str(HERE / "guest_host.c"), str(HERE / "tile_emulator.c")]
+    subprocess.run([*command, f"-I{include_dir()}", *sources, "-o", str(program)], check=True)
     return program
 
 
 @pytest.fixture
 def run(guest_host: Path, tmp_path: Path, features: int) -> Callable[..., Run]:
-    """run(program, seed, argument, *options, features=, milliseconds=) -> Run."""
+    """run(program, seed, argument, *options, features=, milliseconds=) -> Run; milliseconds of processor time."""
 
     def run_program(
         program: Program,
@@ -83,11 +85,11 @@ def run(guest_host: Path, tmp_path: Path, features: int) -> Callable[..., Run]:
         image.write_bytes(program.memory())
         arguments = [str(guest_host), str(image), str(seed), str(argument), str(features)]
         finished = subprocess.run(
-            [*arguments, "-e", str(program.entry), *options],
+            [*arguments, "-e", str(program.entry), *(["-t"] if features & TILEDATA else []), *options],
             env={"GUEST_HOST_MILLISECONDS": str(milliseconds)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=True,
         )
         values = dict(line.partition(" ")[::2] for line in finished.stdout.splitlines())
@@ -107,12 +109,16 @@ def run(guest_host: Path, tmp_path: Path, features: int) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def needs_flags() -> Callable[[tuple[str, ...]], None]:
-    """Skips the test where this processor lacks an instruction set."""
+def needs_flags() -> Callable[[tuple[str, ...]], bool]:
+    """Skips the test where an instruction set is lacking that the host does not have in software.
 
-    def check(flags: tuple[str, ...]) -> None:
-        missing = [flag for flag in flags if flag not in cpu_flags()]
+    Returns whether it has one there, which takes some hundred times as long.
+    """
+
+    def check(flags: tuple[str, ...]) -> bool:
+        missing = [flag for flag in flags if flag not in cpu_flags() and not flag.startswith("amx")]
         if missing:
             pytest.skip(f"this processor has no {', '.join(missing)}")
+        return bool(set(flags) - cpu_flags())
 
     return check

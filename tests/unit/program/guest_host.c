@@ -1,9 +1,14 @@
 /* A host for one guest program, as small as the contract allows: no preemption, no switching.
  *
- *   guest_host IMAGE SEED ARGUMENT FEATURES [-e ENTRY] [-i HEX] [-c WHEN OFFSET MASK]...
+ *   guest_host IMAGE SEED ARGUMENT FEATURES [-e ENTRY] [-i HEX] [-t] [-p REGISTER VALUE]... [-c WHEN OFFSET MASK]...
+ *              [-s REGISTER SIZE]
  *
  * -e gives the offset of the entry, 0 unless told; -i puts bytes into the input area; -c flips the bits of MASK (64 bits) at OFFSET of the saved
- * XSAVE frame, or with OFFSET "rbx" of that register, at the WHENth yield through the port or gs.
+ * XSAVE frame, or with OFFSET "rbx" of that register, or with "pkru", "tilecfg+BYTE" and "tiles+BYTE" of those, at the
+ * WHENth yield through the port or gs. -t lets tile and PKRU instructions that this processor refuses run in software,
+ * and asks Linux for tiles where it has them; -p gives a byte of one of these a value before the start, as a
+ * context before may have left it, and -s flips one bit of each byte of it, one after the other, from one yield to the
+ * next; both only in software.
  * Prints "operation N", "signal N", "yields N", "nanoseconds N", "block ADDRESS", "rsp ADDRESS"
  * and "result HEX". */
 #define _GNU_SOURCE
@@ -25,14 +30,26 @@
 #include <unistd.h>
 
 #include "fpstate_guest.h"
+#include "tile_emulator.h"
 
 enum { MEMORY = 1 << 20, PAGE = 4096, CHANGES = 8, WATCHDOG_SECONDS = 20 };
 
 struct change {
     long when;
-    long offset; /* in the XSAVE frame, or -1 for rbx */
+    long offset; /* in the XSAVE frame or in the register, or -1 for rbx */
+    int component; /* whose register, or 0 */
     uint64_t mask;
 };
+
+enum { PKRU = 9, TILECFG = 17, TILEDATA = 18, REQUEST_PERMISSION = 0x1023 };
+enum { FRAME_FEATURES = 472 }; /* sw_reserved.xfeatures (asm/sigcontext.h) */
+static const struct {
+    const char *name;
+    int component;
+} registers_by_name[] = {{"pkru", PKRU}, {"tilecfg", TILECFG}, {"tiles", TILEDATA}};
+static int with_tiles;
+static unsigned char *swept;
+static long sweep_size;
 
 static struct change changes[CHANGES];
 static int change_count;
@@ -73,8 +90,42 @@ __asm__(".globl exit_routine\n"
 extern char exit_routine[];
 __attribute__((noreturn)) void enter(void *entry, void *block, void *rsp, int has_xsave);
 
+static unsigned char *emulated_register(int component)
+{
+    switch (component) {
+    case PKRU:
+        return (unsigned char *)&emulated.pkru;
+    case TILECFG:
+        return emulated.configuration;
+    default:
+        return &emulated.tiles[0][0][0];
+    }
+}
+
+/* In the frame where this processor has the component, else in the emulator. */
+static unsigned char *place_of(int component, unsigned char *frame)
+{
+    unsigned eax, ebx, ecx, edx;
+    uint64_t features;
+    memcpy(&features, frame + FRAME_FEATURES, sizeof features);
+    if (!(features >> component & 1))
+        return emulated_register(component);
+    __cpuid_count(0xD, component, eax, ebx, ecx, edx);
+    return frame + ebx;
+}
+
+static void sweep(void)
+{
+    if (yields >= 2 && yields <= sweep_size + 1)
+        swept[yields - 2] ^= 1;
+    if (yields <= sweep_size)
+        swept[yields - 1] ^= 1;
+}
+
 static void change_state(ucontext_t *context)
 {
+    if (swept)
+        sweep();
     for (int i = 0; i < change_count; i++) {
         if (changes[i].when != yields)
             continue;
@@ -83,10 +134,11 @@ static void change_state(ucontext_t *context)
             continue;
         }
         unsigned char *frame = (unsigned char *)context->uc_mcontext.fpregs;
+        unsigned char *at = changes[i].component ? place_of(changes[i].component, frame) : frame;
         uint64_t word;
-        memcpy(&word, frame + changes[i].offset, 8);
+        memcpy(&word, at + changes[i].offset, 8);
         word ^= changes[i].mask;
-        memcpy(frame + changes[i].offset, &word, 8);
+        memcpy(at + changes[i].offset, &word, 8);
     }
 }
 
@@ -110,6 +162,16 @@ static void on_signal(int signal, siginfo_t *information, void *argument)
             return;
         }
         left_operation = (int)operation;
+    } else if (signal == SIGILL && with_tiles) {
+        switch (emulate(context)) {
+        case EMULATED:
+            return;
+        case RAISES_GP:
+            left_signal = SIGSEGV;
+            break;
+        default:
+            left_signal = SIGILL;
+        }
     } else {
         left_signal = signal;
     }
@@ -143,6 +205,34 @@ static void load(const char *path, unsigned char *memory)
     close(file);
 }
 
+/* Which register a name such as "tiles+17" is of, and which byte; 0 for none. */
+static int named_register(const char *name, long *byte)
+{
+    size_t length = strcspn(name, "+");
+    *byte = name[length] ? strtol(name + length + 1, NULL, 0) : 0;
+    for (size_t i = 0; i < sizeof registers_by_name / sizeof *registers_by_name; i++)
+        if (strlen(registers_by_name[i].name) == length && strncmp(registers_by_name[i].name, name, length) == 0)
+            return registers_by_name[i].component;
+    return 0;
+}
+
+static int enabled(int component)
+{
+    unsigned low, high;
+    if (!has_xsave())
+        return 0;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low >> component & 1;
+}
+
+static void provide_tiles(unsigned char *code, size_t size)
+{
+    if (!enabled(TILEDATA))
+        intercept_xsavec(code, size);
+    else if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILEDATA) != 0)
+        check(NULL, "permission for TILEDATA");
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 5)
@@ -167,9 +257,31 @@ int main(int argc, char **argv)
             for (unsigned byte; sscanf(hex, "%2x", &byte) == 1; hex += 2)
                 block->input[block->input_size++] = (unsigned char)byte;
             i += 2;
+        } else if (strcmp(argv[i], "-t") == 0) {
+            with_tiles = 1;
+            i++;
+        } else if (strcmp(argv[i], "-p") == 0 && i + 2 < argc) {
+            long byte;
+            int component = named_register(argv[i + 1], &byte);
+            if (!component || enabled(component))
+                return 2;
+            emulated_register(component)[byte] = (unsigned char)strtol(argv[i + 2], NULL, 0);
+            emulated.in_use |= component == TILEDATA;
+            i += 3;
+        } else if (strcmp(argv[i], "-s") == 0 && i + 2 < argc) {
+            long byte;
+            int component = named_register(argv[i + 1], &byte);
+            if (!component || enabled(component))
+                return 2;
+            swept = emulated_register(component);
+            sweep_size = strtol(argv[i + 2], NULL, 0);
+            i += 3;
         } else if (strcmp(argv[i], "-c") == 0 && i + 3 < argc && change_count < CHANGES) {
-            changes[change_count].when = strtol(argv[i + 1], NULL, 0);
-            changes[change_count].offset = strcmp(argv[i + 2], "rbx") ? strtol(argv[i + 2], NULL, 0) : -1;
+            struct change *change = &changes[change_count];
+            change->when = strtol(argv[i + 1], NULL, 0);
+            change->component = named_register(argv[i + 2], &change->offset);
+            if (!change->component)
+                change->offset = strcmp(argv[i + 2], "rbx") ? strtol(argv[i + 2], NULL, 0) : -1;
             changes[change_count++].mask = strtoull(argv[i + 3], NULL, 0);
             i += 4;
         } else {
@@ -177,6 +289,8 @@ int main(int argc, char **argv)
         }
     }
 
+    if (with_tiles)
+        provide_tiles(memory, MEMORY / 2);
     enum { SIGNAL_STACK = 1 << 16 };
     stack_t stack = {.ss_sp = check(malloc(SIGNAL_STACK), "malloc"), .ss_size = SIGNAL_STACK};
     struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
@@ -199,7 +313,7 @@ int main(int argc, char **argv)
         timer_t timer;
         struct itimerspec when = {.it_value = {milliseconds / 1000, milliseconds % 1000 * 1000000}};
         struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
-        if (timer_create(CLOCK_MONOTONIC, &event, &timer) != 0 || timer_settime(timer, 0, &when, NULL) != 0)
+        if (timer_create(CLOCK_PROCESS_CPUTIME_ID, &event, &timer) != 0 || timer_settime(timer, 0, &when, NULL) != 0)
             return 2;
         enter(memory + entry, block, top, has_xsave());
     }

@@ -95,12 +95,12 @@ def test_mutated_cores_are_read_or_refused_soon_and_in_little_memory():
     slowest = 0.0
     for number in range(MUTATIONS):
         data = mutate(source.choice(originals), source)
-        before = time.monotonic()
+        before = time.thread_time()
         try:
             outcomes[attempt(data, decode=number % 16 == 0)] += 1  # decoding is what takes the time
         except Exception as error:
             raise AssertionError(f"mutation {number} of seed {SEED:#x}") from error
-        slowest = max(slowest, time.monotonic() - before)
+        slowest = max(slowest, time.thread_time() - before)
     assert slowest < SECONDS_PER_CORE
     assert outcomes["refused"] > MUTATIONS // 10
     assert outcomes["read"] > MUTATIONS // 10
@@ -154,7 +154,7 @@ def test_a_note_of_4_gib_in_a_file_that_has_them_is_refused_without_reading_it()
 def test_endless_empty_notes_and_program_headers_come_to_an_end():
     data = bytearray(write_core([]))
     struct.pack_into("<Q", data, 64 + 32, 1 << 40)
-    before = time.monotonic()
+    before = time.thread_time()
     with pytest.raises(SourceError, match="more than 524288 notes"):
         list(read_core(Endless(bytes(data))).notes())
     data = bytearray(write_core([]))
@@ -164,7 +164,7 @@ def test_endless_empty_notes_and_program_headers_come_to_an_end():
     with pytest.raises(SourceError, match="program headers") as caught:
         read_core(Endless(bytes(data)))
     assert caught.value.offset == 56
-    assert time.monotonic() - before < 30
+    assert time.thread_time() - before < 30
 
 
 def test_more_segments_than_the_header_can_count_are_counted_in_section_0():

@@ -138,6 +138,48 @@ def test_what_gdb_may_have_lost_is_left_out_unless_the_processor_cannot_be_an_am
     assert thread.image.registers["ymm3"] == image.registers["ymm3"]
 
 
+@pytest.mark.parametrize(
+    ("name", "xcr0"),
+    [
+        ("sapphire-rapids", 0x2E7),
+        ("sapphire-rapids", 0xE7),
+        ("diamond-rapids-model", 0x2E7),
+        ("diamond-rapids-model", 0x802E7),
+    ],
+)
+@pytest.mark.parametrize("how", ["inferred", "given", "note"])
+def test_what_gdb_leaves_out_of_a_set_of_the_kernels_size_is_not_known(name, xcr0, how):
+    """gdb 14 and later: the size of everything, an XCR0 without AMX, and nothing where the tiles are."""
+    cpu = Cpu.catalog(name)
+    whole = Layout.standard(cpu, cpu.xcr0)
+    image = random_image(Layout.standard(cpu, xcr0), 5, present=xcr0)
+    full = build_image(whole, dict(image.registers.in_use(exact=True)), present=xcr0)
+    data = register_set(full, xcr0=xcr0, mxcsr_mask=0)
+    core = write_core(linux_notes([(1, data)], layout=whole if how == "note" else None))
+    (thread,) = read(core, cpu=cpu if how == "given" else None)
+    assert [f.id for f in thread.findings] == ["SRC001", "SRC017", "SRC017"]
+    assert [f.component for f in thread.findings[1:]] == [Component.TILECFG, Component.TILEDATA]
+    assert (thread.image.layout_source, thread.image.layout.size, thread.xcr0) == (how, len(data), xcr0)
+    assert not {"tilecfg", "tmm0", "palette_id"} & set(thread.image.registers)
+    assert differences(thread.image, image, exact=True) == []
+
+
+def test_a_set_of_the_kernels_size_is_taken_for_gdbs_only_if_it_is():
+    """The control: the same size and XCR0 with an MXCSR_MASK, as gdb never writes it."""
+    cpu = Cpu.catalog("sapphire-rapids")
+    full = build_image(Layout.standard(cpu), {"k1": 5}, present=0x2E7)
+    with pytest.raises(SourceError, match="no known layout has 11008 bytes"):
+        read(write_core(linux_notes([(1, register_set(full, xcr0=0x2E7))])))
+
+
+def test_a_processor_with_amx_that_is_named_lost_its_tiles_too():
+    image = random_image(Layout.standard(Cpu.catalog("ice-lake-sp")), 5, present=0x2E7)
+    data = write_core(linux_notes([(1, written_by_gdb(image))], hwcap=INTEL_FLAGS))
+    assert {f.id for f in read(data)[0].findings} == {"SRC001"}
+    named = read(data, cpu=Cpu.catalog("emerald-rapids"))[0]
+    assert [f.id for f in named.findings] == ["SRC001", "SRC017", "SRC017"]
+
+
 def test_whoever_names_the_processor_settles_what_gdb_lost():
     layout = Layout.standard(Cpu.catalog("ice-lake-sp"))
     image = random_image(layout, 5, present=layout.mask)

@@ -27,8 +27,15 @@ def test_operating_systems_that_enable_less_are_told_too(name):
 
 
 def test_names_in_the_table_are_the_catalogs():
-    named = {name for row in KNOWN for name in row.cpus if "not in the catalog" not in name}
-    assert named <= set(Cpu.catalog_names())
+    named = [name for row in KNOWN for name in row.cpus if "not in the catalog" not in name]
+    assert sorted(named) == list(Cpu.catalog_names())
+
+
+@pytest.mark.parametrize("name", Cpu.catalog_names())
+def test_a_processor_stands_in_the_row_of_its_layout(name):
+    cpu = Cpu.catalog(name)
+    (row,) = (row for row in KNOWN if name in row.cpus)
+    assert (row.xcr0, layout_of(row.places, row.xcr0)) == (cpu.xcr0, Layout.standard(cpu, cpu.xcr0))
 
 
 def test_amd_and_intel_differ_by_size_alone():

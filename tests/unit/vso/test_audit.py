@@ -7,6 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from fpstate.arch import Component, Cpu, Layout
+from fpstate.arch.component import AMX, LEGACY
+from fpstate.image import Image
+from fpstate.program import BUILTIN, canary_pattern
+from fpstate.program.block import ENTRY_PKRU, KNOWN_FEATURES, PKRU
 from fpstate.vso import AuditReport, Canaries, Leak
 from fpstate.vso.audit import WORD
 
@@ -103,3 +108,75 @@ def test_reports_add_up():
     assert not total.clean
     assert not AuditReport(damaged=["c"]).clean
     assert AuditReport(searched_bytes=1).clean
+
+
+# Tiles and PKRU
+
+SEEDS = range(1 << 32, (1 << 32) + 24)
+
+
+@pytest.fixture(scope="module")
+def tile_canaries() -> Canaries:
+    """As many as an audit has of everything that a processor with AMX has."""
+    patterns = {f"canary {seed}": canary_pattern(seed, KNOWN_FEATURES) for seed in SEEDS}
+    return Canaries(
+        {owner: pattern.values() for owner, pattern in patterns.items()},
+        {owner: pattern["pkru"] for owner, pattern in patterns.items()},
+    )
+
+
+def amx_image(seed: int) -> Image:
+    """A saved state with a canary's tiles and nothing else of it."""
+    image = Image.initial(Layout.compacted(Cpu.catalog("emerald-rapids"), LEGACY | AMX))
+    for name, value in canary_pattern(seed, AMX).items():
+        if name.startswith("t"):
+            image.registers[name] = value
+    return image
+
+
+def test_the_tiles_of_another_are_found_where_they_lie(tile_canaries):
+    image = amx_image(SEEDS[3])
+    place = image.layout.place(Component.TILEDATA)
+    leaks = tile_canaries.search("a buffer", image.to_bytes(), owner=f"canary {SEEDS[4]}").leaks
+    assert {leak.owner for leak in leaks} == {f"canary {SEEDS[3]}"}
+    tiles = [leak for leak in leaks if leak.offset >= place.offset]
+    configuration = [leak for leak in leaks if leak.offset < place.offset]
+    assert len(tiles) > 200
+    assert max(leak.offset for leak in tiles) == place.end - WORD
+    assert configuration
+    assert tile_canaries.search("a buffer", image.to_bytes(), owner=f"canary {SEEDS[3]}").clean
+
+
+@pytest.mark.parametrize("row", range(0, 16, 5))
+def test_a_single_row_of_a_tile_is_enough(tile_canaries, row):
+    data = bytearray(8192)
+    tile = canary_pattern(SEEDS[0], AMX)["tmm7"].to_bytes(1024, "little")
+    data[64 * row : 64 * row + 64] = tile[64 * row : 64 * row + 64]
+    leaks = tile_canaries.search("free pool memory", data).leaks
+    assert [leak.offset for leak in leaks] == list(range(64 * row, 64 * row + 64, 8))
+
+
+def test_most_configurations_tell_whose_they_are(tile_canaries):
+    """Their words are few, and two canaries may share one: that one is evidence against neither."""
+    found = [
+        tile_canaries.search_values("a fresh context", {"tilecfg": canary_pattern(seed, AMX)["tilecfg"]})
+        for seed in SEEDS
+    ]
+    assert all(report.leaks for report in found)
+    assert [{leak.owner for leak in report.leaks} for report in found] == [
+        {f"canary {seed}"} for seed in SEEDS
+    ]
+
+
+def test_the_configuration_of_the_matrix_product_is_no_canary_s(tile_canaries):
+    program = BUILTIN["amx_matmul"].load().memory()
+    assert tile_canaries.search("memory", program[: len(program) // 8 * 8]).clean
+
+
+def test_a_pkru_is_told_where_it_is_read_as_one(tile_canaries):
+    value = canary_pattern(SEEDS[2], PKRU)["pkru"]
+    (leak,) = tile_canaries.search_values("a fresh context", {"pkru": value, "mxcsr": value}).leaks
+    assert (leak.owner, leak.place, leak.word) == (f"canary {SEEDS[2]}", "pkru of a fresh context", value)
+    assert tile_canaries.search_values("it", {"pkru": value}, owner=f"canary {SEEDS[2]}").clean
+    assert tile_canaries.search_values("a fresh context", {"pkru": ENTRY_PKRU, "tilecfg": 0}).clean
+    assert tile_canaries.search("a buffer", struct.pack("<Q", value)).clean

@@ -44,6 +44,7 @@ class Carried(Protocol):
     vso: Vso
     context: Context
     xcr0: int
+    pkru: int
 
     @property
     def memory(self) -> GuestSpace:
@@ -83,6 +84,7 @@ class Carrier:
             self.kvm.set_xcr0(guest.xcr0)
             self.xcr0 = guest.xcr0
         self.exchange.load(guest.vso, self.image)
+        self.exchange.put_pkru(self.image, guest.pkru)
         self.kvm.set_xsave(self.image)
         if self._traced:
             self.kvm.set_debugregs(self._debugregs)
@@ -114,6 +116,7 @@ class Carrier:
         if stop.why is not Why.PREEMPTED:
             self.resident = None  # what the vCPU has may be a handler's registers, not the guest's
         self.kvm.xsave(self.image)
+        guest.pkru = self.exchange.pkru(self.image)
         return stop, self.exchange.save(guest.vso, self.image)
 
     def _complete(self) -> None:

@@ -35,7 +35,7 @@ _CR0: Final = 0x80050033
 """PG, AM, WP, NE, ET, MP, PE (SDM vol. 3, 2.5): #MF for x87 errors, #AC where a guest sets AC."""
 _CR4: Final = 0x620
 """PAE, OSFXSR, OSXMMEXCPT."""
-FSGSBASE, OSXSAVE = 1 << 16, 1 << 18
+FSGSBASE, OSXSAVE, PKE = 1 << 16, 1 << 18, 1 << 22
 _EFER: Final = 0xD00
 """LME, LMA, NXE. Not SCE: a guest has nobody to call."""
 RESUME_FLAG: Final = 1 << 16

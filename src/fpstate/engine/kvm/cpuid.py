@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fpstate.engine.kvm.abi import CPUID_ENTRY, CPUID_HEADER
-from fpstate.engine.kvm.context import FSGSBASE, OSXSAVE
+from fpstate.engine.kvm.context import FSGSBASE, OSXSAVE, PKE
 
-_XSAVE = 1 << 26
+_XSAVE, _PKU = 1 << 26, 1 << 3
 _ZEROS = (0, 0, 0, 0)
 
 
@@ -23,3 +23,9 @@ def cr4_bits(table: bytearray) -> int:
     _, _, ecx, _ = leaf(table, 1, 0)
     _, ebx, _, _ = leaf(table, 7, 0)
     return (OSXSAVE if ecx & _XSAVE else 0) | (FSGSBASE if ebx & 1 else 0)
+
+
+def protection_keys(table: bytearray) -> int:
+    """Return CR4.PKE where KVM_SET_SREGS takes it with this CPUID, else 0."""
+    _, _, ecx, _ = leaf(table, 7, 0)
+    return PKE if ecx & _PKU else 0

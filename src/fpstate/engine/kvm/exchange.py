@@ -24,6 +24,7 @@ _INITIAL_MXCSR = (0x1F80).to_bytes(4, "little")
 class Exchange:
     """Moves states between VSOs of one manager and KVM's standard-format images of ``size`` bytes.
 
+    PKRU is in KVM's images and in no VSO: it is switched apart, as natively (``put_pkru``, ``pkru``).
     ``mask``: the components that KVM loads and saves (its supported XCR0). Raises UnsupportedHere where the manager's
     processor lays them out as another than this one does, or where ``size`` is too small for a whole state.
     """
@@ -36,6 +37,7 @@ class Exchange:
             raise UnsupportedHere(f"the layout of {manager.config.cpu.name}, which the manager has")
         check_room(self.layout, size)
         self.always = mask & PKRU | SSE
+        self._pkru = self._place_of_pkru() if mask & PKRU else None
         self._blank = Image.initial(self.layout).to_bytes().ljust(size, b"\0")
         self._starts: dict[int, bytes] = {}
         self._initials: dict[int, Sequence[tuple[slice, bytes]]] = {}
@@ -57,13 +59,28 @@ class Exchange:
                 image[to : to + size] = view[at : at + size]
         image[XSTATE_BV] = (in_use | self.always).to_bytes(8, "little")
 
+    def put_pkru(self, image: bytearray, value: int) -> None:
+        """Let a guest find this PKRU, where guests have one."""
+        if self._pkru:
+            image[self._pkru] = value.to_bytes(4, "little")
+
+    def pkru(self, image: bytearray) -> int:
+        """Return the PKRU that a guest left; 0 where it is initial, and where guests have none."""
+        if self._pkru is None or not image[XSTATE_BV.start + Component.PKRU // 8] >> Component.PKRU % 8 & 1:
+            return 0
+        return int.from_bytes(image[self._pkru], "little")
+
+    def _place_of_pkru(self) -> slice:
+        start = self.layout.place(Component.PKRU).offset
+        return slice(start, start + 4)
+
     def in_use(self, image: bytearray) -> int:
-        """Return the components of an image whose values are not initial.
+        """Return the components of an image whose values are not initial, without PKRU.
 
         KVM names more: components that a processor or a kernel takes for in use although they are initial. It may
         also leave out SSE where MXCSR alone is not initial (kernels that save by XSAVE; SDM vol. 1, 13.6).
         """
-        named: int = struct.unpack_from("<Q", image, XSTATE_BV.start)[0] & self.mask
+        named: int = struct.unpack_from("<Q", image, XSTATE_BV.start)[0] & self.mask & ~PKRU
         if image[_MXCSR] != _INITIAL_MXCSR:
             named |= SSE
         for component in components_in(named):

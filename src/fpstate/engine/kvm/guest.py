@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fpstate.engine.kvm.context import Context
 from fpstate.engine.kvm.space import GuestSpace
 from fpstate.errors import ProgramError
-from fpstate.program.block import FAILED, Block
+from fpstate.program.block import ENTRY_PKRU, FAILED, Block
 from fpstate.program.load import Program
 from fpstate.vso.vcpu import Exit, ExitKind
 from fpstate.vso.vso import Vso
@@ -32,6 +32,7 @@ class KvmGuest:
             root=space.root, entry=space.entry, stack=space.stack_top, argument=space.block, cr4=cr4
         )
         self.xcr0 = engine.xcr0_for(vso)
+        self.pkru = ENTRY_PKRU
         self.carrier: Carrier | None = None
         self.queued = False
         self.entered = False

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from fpstate.arch.component import USER_SUPPORTED
 from fpstate.engine.kvm.reset import Survivor
 from fpstate.engine.kvm.session import Session
 from fpstate.program.builtin import BUILTIN
-from fpstate.program.expected.probe import parse_probe
+from fpstate.program.expected.probe import arguments, parse_probe
 
 _PLACED: Final = frozenset({"rsp", "rdi"})
-_HALVES: Final = (0, 1)
 
 
 def seen_inside(session: Session) -> list[Survivor]:
@@ -23,11 +21,11 @@ def seen_inside(session: Session) -> list[Survivor]:
     """
     probe = BUILTIN["probe"]
     found: dict[str, Survivor] = {}
-    features = session.destination.full_xcr0 & USER_SUPPORTED
-    for half in _HALVES:
-        session.start(probe.load(), argument=half, clean=False)
+    features = session.features
+    for choice in arguments(features):
+        session.start(probe.load(), argument=choice, clean=False)
         result = session.finish().result
-        expected = parse_probe(probe.expected(0, half, features), features)
+        expected = parse_probe(probe.expected(0, choice, features), features)
         for name, value in parse_probe(result, features).items():
             if value != expected[name] and name not in _PLACED:
                 found.setdefault(name, Survivor(name, "seen by the guest", value, expected[name]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from fpstate.arch.component import Component, mask_of
@@ -10,12 +11,21 @@ LONGEST: Final = 15
 """Bytes of the longest instruction (SDM vol. 2, 2.3.11)."""
 AVX: Final = mask_of(Component.AVX)
 AVX512: Final = mask_of(Component.OPMASK, Component.ZMM_HI256, Component.HI16_ZMM)
+TILEDATA: Final = mask_of(Component.TILEDATA)
+"""Stands for both components of AMX, which XCR0 has together or not at all."""
 _PREFIXES: Final = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x67))
 _VEX2, _VEX3, _EVEX = 0xC5, 0xC4, 0x62
-_MAP_0F: Final = 1
+_MAP_0F, _MAP_0F38 = 1, 2
 _OPMASK_0F: Final = frozenset((*range(0x41, 0x4C), *range(0x90, 0x94), 0x98, 0x99))
 """VEX-coded instructions on k0 to k7 in map 0F; KSHIFT* are 30H to 33H in map 0F3A (SDM vol. 2, appendix A)."""
 _OPMASK_0F3A: Final = frozenset(range(0x30, 0x34))
+_TILES_0F38: Final = frozenset((0x49, 0x4B, 0x5C, 0x5E, 0x6C))
+"""VEX.128.W0 in map 0F38: configurations and TILEZERO, loads and stores, and the dot products (SDM vol. 2)."""
+_W_OR_256: Final = 0x84
+_LDTILECFG: Final = re.compile(
+    rb"\xC4[\x02\x22\x42\x62\x82\xA2\xC2\xE2]\x78\x49[\x00-\x07\x40-\x47\x80-\x87]"
+)
+"""VEX.128.NP.0F38.W0 49 with a memory operand, any base and index."""
 
 
 def denied_component(code: bytes, xcr0: int) -> int | None:
@@ -25,6 +35,11 @@ def denied_component(code: bytes, xcr0: int) -> int | None:
     return (lacking & -lacking).bit_length() - 1 if lacking else None
 
 
+def loads_tile_configuration(code: bytes) -> bool:
+    """Whether LDTILECFG stands anywhere in some code, without which a program can use no tile."""
+    return _LDTILECFG.search(code) is not None
+
+
 def _needed(code: bytes) -> int:
     if len(code) < 4:
         return 0
@@ -32,6 +47,13 @@ def _needed(code: bytes) -> int:
         return AVX | AVX512
     if code[0] == _VEX2:
         return AVX | (AVX512 if code[2] in _OPMASK_0F else 0)
+    if (
+        code[0] == _VEX3
+        and code[1] & 0x1F == _MAP_0F38
+        and not code[2] & _W_OR_256
+        and code[3] in _TILES_0F38
+    ):
+        return TILEDATA
     if code[0] == _VEX3:
         table = (
             _OPMASK_0F if code[1] & 0x1F == _MAP_0F else _OPMASK_0F3A if code[1] & 0x1F == 3 else frozenset()

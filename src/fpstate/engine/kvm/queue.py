@@ -146,7 +146,8 @@ class KvmQueue:
     def _enter(self, ticker: Ticker, carrier: Carrier, guest: KvmGuest, quantum_ns: int) -> None:
         if guest.entered:
             raise VsoError(f"{guest.name} was interrupted while its state was saved after an interrupt")
-        if carrier.resident is not guest or guest.changed or not (self.engine.each or guest.stays):
+        kept = self.engine.keeps_residents and (self.engine.each or guest.stays)
+        if carrier.resident is not guest or guest.changed or not kept:
             carrier.load(guest)
             guest.changed = False
         quantum_ns <<= min(guest.stalls, _MOST_DOUBLINGS)
@@ -158,12 +159,13 @@ class KvmQueue:
             self._samples.append(started - self._left_at)
         carrier.prepare()
         guest.entered = True
+        ran = time.thread_time_ns()
         try:
             carrier.run()
         finally:
+            # What goes much beyond the tick was not the guest's: KVM did something for it first.
+            guest.used_ns += min(time.thread_time_ns() - ran, 2 * quantum_ns)
             self._left_at = time.perf_counter_ns()
-            # What goes much beyond the tick was not the guest's: the host ran something else.
-            guest.used_ns += min(self._left_at - started, 2 * quantum_ns)
             if carrier.kvm.exit_reason == EXIT_INTR:
                 ticker.forget()
 

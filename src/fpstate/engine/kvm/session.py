@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED
+from fpstate.arch.component import AMX, USER_DYNAMIC, USER_SUPPORTED, Component, mask_of, mask_text
 from fpstate.arch.cpu import Cpu
 from fpstate.engine.kvm.abi import (
     EXIT_IO,
@@ -29,8 +29,9 @@ from fpstate.engine.kvm.ticker import Ticker, blocked_in_guests, tick_signal
 from fpstate.engine.kvm.transfer import LoadReport, load, save
 from fpstate.engine.kvm.trap import Stop, Why, read_stop
 from fpstate.engine.kvm.vcpu import Machine
+from fpstate.engine.kvm.withheld import uses_tiles
 from fpstate.engine.memory import DEFAULT_MEMORY
-from fpstate.errors import PermissionRequestError, ProgramError, VsoError
+from fpstate.errors import PermissionRequestError, ProgramError, UnsupportedHere, VsoError
 from fpstate.program.block import YIELD, Block
 from fpstate.program.load import Program
 from fpstate.source.checkpoint import SavedState
@@ -83,6 +84,16 @@ class Session:
             self.device.close()
 
     @property
+    def features(self) -> int:
+        """The components that a program is told it may use. Not PKRU: CR4.PKE is off, so that no loaded value of it
+        keeps a program from its memory."""
+        return self.destination.full_xcr0 & USER_SUPPORTED & ~mask_of(Component.PKRU)
+
+    @property
+    def _withheld(self) -> int:
+        return self.destination.cpu.user_mask & AMX & ~self.features
+
+    @property
     def has_begun(self) -> bool:
         """Whether the guest is elsewhere than at its entry."""
         return self.space is not None and self.context["rip"] != self.space.entry
@@ -94,10 +105,14 @@ class Session:
         """Put a program at its entry, on a vCPU that was reset.
 
         ``clean`` False leaves floating-point registers and XCR0 as they are: for looking at what is in them. Raises
-        ProgramError, KvmError, ResetIncomplete.
+        ProgramError, KvmError, ResetIncomplete, and UnsupportedHere for a program with tiles that the processor has and
+        guests do not: whether this KVM enforces that is not known here, and a state without them would be wrong.
         """
-        features = self.destination.full_xcr0 & USER_SUPPORTED
-        block = Block(seed=seed, argument=argument, features=features)
+        if self._withheld and uses_tiles(program, enforced=False):
+            raise UnsupportedHere(
+                f"{program.name} needs {mask_text(AMX)}, which guests of this KVM do not have"
+            )
+        block = Block(seed=seed, argument=argument, features=self.features)
         if clean:
             reset(self.vcpu, destination=self.destination)
         self._place(program, block, memory_size)

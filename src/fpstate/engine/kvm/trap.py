@@ -13,12 +13,13 @@ from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import EXIT_ROUTINE, REPORT_PORT, WITH_ERROR_CODE, vector_at
 from fpstate.program.block import OUT_INSTRUCTION, PORT
 
-DEBUG, BREAKPOINT, INVALID_OPCODE, GENERAL_PROTECTION, PAGE_FAULT = 1, 3, 6, 13, 14
+DEBUG, BREAKPOINT, INVALID_OPCODE, NOT_AVAILABLE, GENERAL_PROTECTION, PAGE_FAULT = 1, 3, 6, 7, 13, 14
 X87_ERROR, SIMD_ERROR = 16, 19
 _DIVIDE, _OVERFLOW, _BOUND, _NO_SEGMENT, _STACK, _ALIGNMENT = 0, 4, 5, 11, 12, 17
 _SI_KERNEL = 0x80
-_MAPERR, _ACCERR = 1, 2
+_MAPERR, _ACCERR, _PKUERR = 1, 2, 4
 _PROTECTION: Final = 1
+_PROTECTION_KEY: Final = 0x20
 _RESERVED: Final = 8
 """Bits 0 and 3 of a page fault's error code (SDM vol. 3, 4.7)."""
 _TASK_SIZE_MAX: Final = 0x7FFFFFFFF000
@@ -29,6 +30,7 @@ _SIGNALS: Final = {
     _OVERFLOW: ("SIGSEGV", _SI_KERNEL),
     _BOUND: ("SIGSEGV", _SI_KERNEL),
     INVALID_OPCODE: ("SIGILL", 2),
+    NOT_AVAILABLE: ("SIGILL", 1),
     _NO_SEGMENT: ("SIGBUS", _SI_KERNEL),
     _STACK: ("SIGBUS", _SI_KERNEL),
     GENERAL_PROTECTION: ("SIGSEGV", _SI_KERNEL),
@@ -117,6 +119,8 @@ def signal_of(stop: Stop, status: int, unmasked: int) -> tuple[str, int]:
     if stop.vector in (X87_ERROR, SIMD_ERROR):
         raised = status & unmasked
         code = next((code for flags, code in _FLOAT_CODES if raised & flags), 0)
+    elif stop.vector == PAGE_FAULT and stop.error_code & _PROTECTION_KEY:
+        code = _PKUERR
     elif stop.vector == PAGE_FAULT and stop.error_code & _PROTECTION and stop.address < _TASK_SIZE_MAX:
         code = _ACCERR
     return name, code

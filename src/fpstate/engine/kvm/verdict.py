@@ -5,7 +5,15 @@ from __future__ import annotations
 from fpstate.engine.kvm.carrier import Carrier
 from fpstate.engine.kvm.guest import KvmGuest
 from fpstate.engine.kvm.opcode import LONGEST, denied_component
-from fpstate.engine.kvm.trap import INVALID_OPCODE, SIMD_ERROR, X87_ERROR, Stop, Why, signal_of
+from fpstate.engine.kvm.trap import (
+    INVALID_OPCODE,
+    NOT_AVAILABLE,
+    SIMD_ERROR,
+    X87_ERROR,
+    Stop,
+    Why,
+    signal_of,
+)
 from fpstate.errors import FpStateError, PermissionRequestError
 from fpstate.program.block import FINISHED, YIELD
 from fpstate.vso.vcpu import Exit, ExitKind
@@ -42,10 +50,12 @@ def _unexpected(stop: Stop, guest: KvmGuest) -> FpStateError:
 
 
 def _fault(stop: Stop, carrier: Carrier, guest: KvmGuest) -> Exit:
-    if stop.vector == INVALID_OPCODE:
-        component = denied_component(guest.memory.code(stop.rip, LONGEST), guest.xcr0)
+    if stop.vector in (INVALID_OPCODE, NOT_AVAILABLE):  # the latter: IA32_XFD holds TILEDATA back
+        manager = carrier.exchange.manager
+        absent = ~manager.config.user_max.features  # what no guest here has is undefined, and not denied
+        component = denied_component(guest.memory.code(stop.rip, LONGEST), guest.xcr0 | absent)
         if component is not None:
-            carrier.exchange.manager.check_use(guest.vso, 1 << component)
+            manager.check_use(guest.vso, 1 << component)
     status, unmasked = _float_status(stop.vector, carrier.image)
     signal, code = signal_of(stop, status, unmasked)
     return Exit(

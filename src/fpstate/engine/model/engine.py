@@ -70,6 +70,10 @@ class ModelEngine:
         self.managed = config.kernel_max.features | config.independent_features
         self.step_limit = max(1, int(timeout * 1e9) // STEP_NS) if timeout else 0
 
+    def offered(self, permitted: int) -> int:
+        """Return the components that a script may use, of a VSO with these permitted."""
+        return permitted & self.managed
+
     def registers(self) -> KernelRegisters:
         """Return the registers of one more processor."""
         return KernelRegisters(self.manager.config, self.kernel.behaviour)

@@ -6,7 +6,7 @@ import struct
 from functools import lru_cache
 from itertools import islice
 
-from fpstate.program.block import AVX, KNOWN_FEATURES, OPMASK, ZMM_HI256
+from fpstate.program.block import AVX, KNOWN_FEATURES, OPMASK, PKRU, TILECFG, TILEDATA, ZMM_HI256
 from fpstate.program.expected.splitmix import stream
 
 GENERAL = ("rbx", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
@@ -17,6 +17,12 @@ VECTORS = 32
 SLOTS = (*GENERAL, *CONTROL, *STACK, *OPMASKS)
 """Names of the slots below ``FIRST_VECTOR``; the vector registers follow."""
 FIRST_VECTOR = len(SLOTS)
+PKRU_SLOT = FIRST_VECTOR + VECTORS
+TILECFG_SLOT = PKRU_SLOT + 1
+FIRST_ROW = TILECFG_SLOT + 1
+"""The first row of the first tile: each row of 64 bytes is a slot."""
+TILES, TILE_ROWS, ROW = 8, 16, 64
+SLOT_COUNT = FIRST_ROW + TILES * TILE_ROWS
 
 FIELDS = (
     ("iterations", 0, 8),
@@ -28,7 +34,11 @@ FIELDS = (
 NONE = (1 << 64) - 1
 
 _RESULT = struct.Struct("<4Q32x64s")
-_WORDS = 10 + 1 + 2 * 8 + 8 + 8 * VECTORS
+_PKRU_WORD = 10 + 1 + 2 * 8 + 8 + 8 * VECTORS
+_SHAPE_WORD, _FIRST_TILE_WORD = _PKRU_WORD + 1, _PKRU_WORD + 2
+_WORDS = _FIRST_TILE_WORD + TILES * TILE_ROWS * ROW // 8
+_OPEN_KEY = 3
+"""The bits of PKRU that close key 0, which is that of a program's own memory."""
 
 
 def vector_kind(features: int) -> tuple[str, int, int]:
@@ -42,7 +52,8 @@ def vector_kind(features: int) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=64)
 def _pattern(seed: int, features: int) -> dict[str, int]:
-    words = iter(list(islice(stream(seed), _WORDS)))
+    drawn = tuple(islice(stream(seed), _WORDS if features & TILEDATA else _FIRST_TILE_WORD))
+    words = iter(drawn)
     registers = {name: next(words) for name in GENERAL}
     control = next(words)
     registers["fcw"] = 0x027F | (control & 0x0D00)
@@ -59,14 +70,42 @@ def _pattern(seed: int, features: int) -> dict[str, int]:
     for index in range(count):
         vector = struct.pack("<8Q", *islice(words, 8))
         registers[f"{kind}{index}"] = int.from_bytes(vector[:size], "little")
+    if features & PKRU:
+        registers["pkru"] = drawn[_PKRU_WORD] & 0xFFFFFFFF & ~_OPEN_KEY
+    if features & TILECFG:
+        registers |= _tiles(drawn, features)
     return registers
+
+
+def _tiles(drawn: tuple[int, ...], features: int) -> dict[str, int]:
+    """Return the configuration, and the tiles where the program may use them."""
+    shapes = _shapes(drawn[_SHAPE_WORD])
+    registers = {"tilecfg": int.from_bytes(_configuration(shapes), "little")}
+    if features & TILEDATA:
+        data = struct.pack(f"<{_WORDS - _FIRST_TILE_WORD}Q", *drawn[_FIRST_TILE_WORD:])
+        for index, (rows, width) in enumerate(shapes):
+            tile = (data[ROW * (TILE_ROWS * index + row) :][:width].ljust(ROW, b"\0") for row in range(rows))
+            registers[f"tmm{index}"] = int.from_bytes(b"".join(tile), "little")
+    return registers
+
+
+def _shapes(word: int) -> list[tuple[int, int]]:
+    """Return rows, and bytes of a row, of each tile; the last one is whole, so that the component's end is in use."""
+    drawn = [(9 + (byte & 7), 4 + 4 * (byte >> 4)) for byte in word.to_bytes(TILES, "little")]
+    return [*drawn[:-1], (TILE_ROWS, ROW)]
+
+
+def _configuration(shapes: list[tuple[int, int]]) -> bytes:
+    """Return the operand of LDTILECFG (SDM Vol. 1, 18.2): palette 1."""
+    rows, widths = zip(*shapes, strict=True)
+    return struct.pack(f"<B15x{TILES}H16x{TILES}B8x", 1, *widths, *rows)
 
 
 def canary_pattern(seed: int, features: int = KNOWN_FEATURES) -> dict[str, int]:
     """What the canary keeps in each register: name to value, for the registers in ``features``.
 
     ``ftw`` is the abridged tag byte of FXSAVE; ``st`` values have 80 bits; the widest name of
-    each vector register is given.
+    each vector register is given. ``tmm`` values have 1024 bytes, with zeros beyond the tile's shape.
     """
     return dict(_pattern(seed, features))
 
@@ -75,6 +114,11 @@ def slot_name(slot: int, features: int = KNOWN_FEATURES) -> str:
     """The register of a slot number in the result."""
     if slot < FIRST_VECTOR:
         return SLOTS[slot]
+    if slot >= FIRST_ROW:
+        tile, row = divmod(slot - FIRST_ROW, TILE_ROWS)
+        return f"tmm{tile} row {row}"
+    if slot >= PKRU_SLOT:
+        return "pkru" if slot == PKRU_SLOT else "tilecfg"
     return f"{vector_kind(features)[0]}{slot - FIRST_VECTOR}"
 
 
@@ -88,10 +132,13 @@ def explain(result: bytes, seed: int, argument: int, features: int) -> str | Non
     if len(result) != _RESULT.size:
         return None
     _, mismatches, slot, iteration, found = _RESULT.unpack(result)
-    if slot >= FIRST_VECTOR + VECTORS:
+    if slot >= SLOT_COUNT:
         return None
     name = slot_name(slot, features)
-    expected = canary_pattern(seed, features).get(name)
+    register, _, row = name.partition(" row ")
+    expected = canary_pattern(seed, features).get(register)
+    if expected is not None and row:
+        expected = expected >> 8 * ROW * int(row) & (1 << 8 * ROW) - 1
     if expected is None:
         return None
     return (
