@@ -37,7 +37,7 @@ struct record {
     uint32_t pkru; /* where it closed key 0, else 0 */
 };
 
-/* In the order of Kind in model_comparison.py. */
+/* In the order of Kind in model_sequences.py. */
 enum {
     START, FXSAVE, FXSAVE64, XSAVE, XSAVE64, XSAVEC, XSAVEC64, XSAVEOPT, XSAVEOPT64, XSAVES64,
     FXRSTOR, FXRSTOR64, XRSTOR, XRSTOR64, XRSTORS64, XGETBV,

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from register_list import difference, pkru_of, saved
+from register_list import difference, pkru_of, restored, saved
 from registers import INITIAL, Source
-from replay_report import MANY, Report, replayed
+from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import enter
 
 from fpstate.arch import Component, Cpu, Layout
-from fpstate.arch.component import COMPACTED_BIT
+from fpstate.arch.component import MIN_SIZE
 from fpstate.engine.model.kernel import Kernel
 from fpstate.engine.model.ptrace import get_regset, set_regset
 from fpstate.engine.model.signals import deliver_signal, sigreturn
@@ -31,9 +31,9 @@ _KEY_0 = 3
 _PAGE_SIZE = 4096
 
 
-def check_file(file: OracleFile, cpu: Cpu, *, most: int = MANY) -> Report:
+def check_file(file: OracleFile, machine: Machine, *, most: int = MANY) -> Report:
     """Replay a file's cases of ``OPERATIONS`` on the model of the machine that they were recorded on."""
-    return replayed(file, _Replay(file, cpu).problem, most=most, operations=OPERATIONS)
+    return replayed(file, _Replay(file, processor_of(machine)).problem, most=most, operations=OPERATIONS)
 
 
 class _Replay:
@@ -87,7 +87,7 @@ class _Replay:
         self._has_pattern = bool(errno)
         if answer.get("u"):
             return "" if regset == self._kept_regset else "the readback changed"
-        sources = {"L": Source(data.ljust(576, b"\0"), self._layout), "K": self._kept, "I": INITIAL}
+        sources = {"L": Source(data.ljust(MIN_SIZE, b"\0"), self._layout), "K": self._kept, "I": INITIAL}
         return self._readback(regset, answer["b"], sources) or self._seen(answer["v"], sources)
 
     def _readback(self, regset: bytes, listed: list[Any], sources: dict[str, Source]) -> str:
@@ -128,18 +128,4 @@ class _Replay:
             refused = refusal
         if answer.get("f") != (_REFUSED_FRAME if refused else None):
             return f"signal {answer.get('f')}, the model says {refused}"
-        area, (mxcsr, pkru, *listed) = saved(processor), answer["g"]
-        own = pkru_of(area, self._layout)
-        found = [processor.file.mxcsr, own, own & ~_KEY_0]
-        if found != [mxcsr, answer.get("k", pkru), pkru]:
-            return f"MXCSR, PKRU are {[mxcsr, answer.get('k', pkru), pkru]}, the model says {found}"
-        if not refused and processor.xgetbv(1) != answer["x"]:
-            return f"XINUSE {answer['x']:#x}, the model says {processor.xgetbv(1):#x}"
-        sources = {"L": Source(memory, self._layout_of(memory)), "K": self._kept, "I": INITIAL}
-        return difference(area, self._layout, listed, sources)
-
-    def _layout_of(self, memory: bytes) -> Layout:
-        xcomp_bv = int.from_bytes(memory[520:528], "little")
-        if not xcomp_bv & COMPACTED_BIT:
-            return self._layout
-        return Layout.compacted(self.kernel.cpu, xcomp_bv & self.core.processor.xcr0)
+        return restored(processor, answer, memory, self._kept, refused=refused is not None)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from registers import COMPONENTS, CONTROL, REACH_32, Source, holds
+from registers import COMPONENTS, CONTROL, INITIAL, REACH_32, Source, holds
 from sequence_operations import enter
 
 from fpstate.arch import Component, Layout
+from fpstate.arch.component import COMPACTED_BIT, MIN_SIZE
 from fpstate.engine.model import Processor
+
+_KEY_0 = 3
+"""Access to key 0, which the recording programs keep open."""
 
 
 def saved(processor: Processor, instruction: str = "xsave64") -> bytes:
@@ -40,3 +44,27 @@ def difference(
         if reach != 0 and not holds(told, value[:reach], sources, component):
             return f"component {component} is {told}, the model has {value[:32].hex()}"
     return ""
+
+
+def restored(
+    processor: Processor, answer: dict[str, Any], memory: bytes, kept: Source, *, refused: bool
+) -> str:
+    """Say what registers are otherwise than recorded after a restore of ``memory``, or after its refusal."""
+    layout = Layout.standard(processor.cpu, processor.xcr0)
+    area, (mxcsr, pkru, *listed) = saved(processor), answer["g"]
+    own = pkru_of(area, layout)
+    found, recorded = [processor.file.mxcsr, own, own & ~_KEY_0], [mxcsr, answer.get("k", pkru), pkru]
+    if found != recorded:
+        return f"MXCSR, PKRU, and PKRU with key 0 open are {recorded}, the model says {found}"
+    if not refused and processor.xgetbv(1) != answer["x"]:
+        return f"XINUSE {answer['x']:#x}, the model says {processor.xgetbv(1):#x}"
+    given = Source(memory.ljust(MIN_SIZE, b"\0"), _layout_of(memory, processor, layout))
+    return difference(area, layout, listed, {"L": given, "K": kept, "I": INITIAL})
+
+
+def _layout_of(memory: bytes, processor: Processor, standard: Layout) -> Layout:
+    """The layout of an image by its own format; zeros follow it."""
+    xcomp_bv = int.from_bytes(memory[520:528], "little")
+    if len(memory) >= MIN_SIZE and xcomp_bv & COMPACTED_BIT:
+        return Layout.compacted(processor.cpu, xcomp_bv & processor.xcr0)
+    return standard

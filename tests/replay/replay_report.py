@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from recorded_machine import cpu_of
+
+from fpstate.arch import Cpu
 from recorded import Case, OracleFile
+
+Machine = Cpu | Mapping[str, Any]
+"""What a file was recorded on: its processor, or what its machine.json says."""
 
 MANY = 1000
 """How many disagreements are enough."""
+TOLD = 10
+"""How many of them are told in words."""
 
 
 @dataclass
 class Report:
-    """How many cases were looked at, how many of them are not to be compared, and what disagreed.
+    """What came of a file: ``cases`` were foretold, ``skipped`` varied when they were recorded.
 
     ``counts`` has what the cases contained, and the choices that were taken over from the recording.
     """
 
+    name: str
     cases: int = 0
     skipped: int = 0
-    disagreements: list[str] = field(default_factory=list)
+    disagreements: int = 0
+    told: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -32,15 +43,23 @@ def replayed(
 
     ``operations``: cases of others are left out.
     """
-    report = Report()
+    report = Report(file.name)
     for number, case in enumerate(file.cases):
-        if len(report.disagreements) >= most:
+        if report.disagreements >= most:
             break
         if operations and case["o"] not in operations:
             continue
-        report.cases += 1
         if case.get("varies"):
             report.skipped += 1
-        elif found := problem(case):
-            report.disagreements.append(f"{file.name}, case {number}: {found}")
+            continue
+        report.cases += 1
+        if found := problem(case):
+            report.disagreements += 1
+            if len(report.told) < TOLD:
+                report.told.append(f"{file.name} case {number}: {found}")
     return report
+
+
+def processor_of(machine: Machine) -> Cpu:
+    """Return the processor, of a machine.json too."""
+    return machine if isinstance(machine, Cpu) else cpu_of(dict(machine))

@@ -14,6 +14,8 @@ _STRIDE = 1 << 16
 _TILE_BYTES = 1024
 _OPCODES = {"fldt": 0x32F, "fstp": 0x5D8}
 """FOP of FLD m80 with RDI as its address, and of FSTP ST(0)."""
+_CODE, _DATA = 0x33, 0x2B
+"""CS and DS of the programs that recorded."""
 
 Operation = list[Any]
 
@@ -63,7 +65,7 @@ class Operations:
     def _x87(self, operation: Operation) -> None:
         name = operation[0]
         fdp = self._pool_at + operation[1] if name == "fldt" else 0
-        place = Place(self._fip[name], fdp, _OPCODES[name])
+        place = Place(self._fip[name], fdp, _OPCODES[name], _CODE, _DATA)
         if name == "fldt":
             self.processor.fld80(self._pool[operation[1] : operation[1] + 10], place=place)
         else:

@@ -15,13 +15,14 @@ import zlib
 from collections import Counter
 from typing import Any
 
-from replay_report import MANY, Report, replayed
+from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import SAVES, Operation, Operations
 
 from fpstate.arch import Component, Cpu, mask_of
 from fpstate.arch.component import components_in
 from fpstate.engine.model import Behaviour, Processor
 from fpstate.engine.model.fault import NOT_AVAILABLE, PROTECTION, UNDEFINED, X87_ERROR
+from fpstate.engine.model.register_file import REACHED
 from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT
 from linux_signal import pass_through_a_frame
@@ -44,9 +45,11 @@ class DisagreementError(Exception):
     """The model says something else than the recording."""
 
 
-def check_file(file: OracleFile, cpu: Cpu, behaviour: Behaviour | None = None, *, most: int = MANY) -> Report:
+def check_file(
+    file: OracleFile, machine: Machine, behaviour: Behaviour | None = None, *, most: int = MANY
+) -> Report:
     """Replay a file's sequences on the model of the processor that they were recorded on."""
-    replay = _Replay(file, cpu, behaviour)
+    replay = _Replay(file, processor_of(machine), behaviour)
     report = replayed(file, replay.problem, most=most)
     report.counts = replay.counts
     return report
@@ -154,7 +157,7 @@ class _Replay:
         foretold = bytes(area)
         if "xsaveopt" in operation[0]:
             self._write_what_was_written(operation, answer, before)
-        if not self._is(area, answer, before) and self._follow_sse(answer, before, foretold):
+        if not self._is(area, answer, before) and self._follow_header(operation, answer, before, foretold):
             area[:] = before
             self._perform(operation)
         if not self._is(area, answer, before):
@@ -179,17 +182,31 @@ class _Replay:
         found = [places[component] for component in answer.get("c", ())]
         return [*found, (skew, 24 + skew)] if "l" in answer else found
 
-    def _follow_sse(self, answer: Answer, before: bytes, area: bytes) -> bool:
-        """Take XINUSE[1] over from the header, where XGETBV did not show it: an MXCSR other than 1F80H hid it."""
+    def _follow_header(self, operation: Operation, answer: Answer, before: bytes, area: bytes) -> bool:
+        """Take bits of XINUSE over from the header, where XGETBV did not show them.
+
+        An MXCSR other than 1F80H hides bit 1, and outside 64-bit mode saves show the lower registers' bits alone.
+        """
         file = self.processor.file
         recorded = answer["h"][0] if "h" in answer else _word(before, 512)
-        if file.mxcsr == MXCSR_INIT or (recorded ^ _word(area, 512)) != _SSE:
+        bits = recorded ^ _word(area, 512)
+        lower_alone = operation[0].endswith("@32") and not self.processor.behaviour.upper_in_use
+        hidden = (_SSE if file.mxcsr != MXCSR_INIT else 0) | (mask_of(*REACHED) if lower_alone else 0)
+        if not bits or bits & ~hidden or self._needed(lower_alone=lower_alone) & bits & ~recorded:
             return False
-        if file.not_initial() & _SSE & ~recorded:
-            return False
-        file.in_use ^= _SSE
-        self._count_chosen(_SSE, recorded)
+        if lower_alone:
+            file.lower ^= bits
+        else:
+            file.in_use ^= bits
+        self._count_chosen(bits, recorded)
         return True
+
+    def _needed(self, *, lower_alone: bool) -> int:
+        """The components that are not initial, or whose lower registers are not."""
+        file = self.processor.file
+        if not lower_alone:
+            return file.not_initial()
+        return mask_of(*(c for c, end in REACHED.items() if file.values[c][:end] != file.initial[c][:end]))
 
     @staticmethod
     def _is(area: bytearray, answer: Answer, before: bytes) -> bool:

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from fpstate.arch import Component, Cpu
-from fpstate.engine.model import SOURCES, Behaviour, Pointers, Processor
-from fpstate.errors import ImageError
+from fpstate.engine.model import SOURCES, Behaviour, Place, Pointers, Processor
+from fpstate.errors import ImageError, ProcessorFault
 
 ROOM = 2752
 NOTHING = bytes(18)
@@ -197,3 +197,112 @@ def test_zen_2s_protection_keys_without_keys_are_64_bytes_wide():
     processor.xsetbv(0, 0x207)
     assert len(processor.file.values[Component.PKRU]) == 64
     assert Processor.under_linux(processor.cpu).xcr0 == 7
+
+
+# Intel's processors, as an Emerald Rapids was measured; the recordings in tests/replay have it all
+
+
+@pytest.fixture
+def intel() -> Processor:
+    processor = Processor.under_linux(Cpu.catalog("emerald-rapids"))
+    processor.xfd = 0
+    return processor
+
+
+def test_fip_is_extended_and_fdp_is_not(intel):
+    area = image_of_x87(pending=False, fip=0x1122334455667788).ljust(11008, b"\0")
+    area[16:24] = bytes.fromhex("b8d6cc955cb05121")
+    intel.xrstor(area, 1)
+    assert intel.read("fip") == 0xFF22334455667788
+    assert intel.read("fdp") == 0x2151B05C95CCD6B8
+
+
+def test_linear_addresses_are_57_bits_wide_where_la57_is():
+    assert Behaviour.of(Cpu.catalog("emerald-rapids")).fip_bits == 57
+    assert Behaviour.of(Cpu.catalog("haswell")).fip_bits == 48
+
+
+@pytest.mark.parametrize("register", [3, 11])
+def test_outside_64_bit_mode_in_use_tells_of_the_lower_registers(intel, register):
+    intel.move_vector(register, b"\1" * 32)
+    area = bytearray(11008)
+    intel.long_mode = False
+    intel.xsavec(area)
+    assert area[512] == (6 if register < 8 else 0)
+    intel.long_mode = True
+    assert intel.xgetbv(1) == 6
+
+
+def test_a_restore_outside_64_bit_mode_leaves_the_upper_registers_in_use(intel):
+    for register in (3, 11, 20):
+        intel.move_vector(register, b"\1" * 64)
+    intel.long_mode = False
+    intel.xrstor(bytes(24) + (0x1F80).to_bytes(4, "little") + bytes(10980))
+    intel.long_mode = True
+    assert intel.xgetbv(1) == 0xC6
+    assert (intel.read("xmm3"), intel.read("ymm3h")) == (0, 0)
+    assert intel.read("xmm11") == int.from_bytes(b"\1" * 16, "little")
+
+
+WRITES = {
+    "FNINIT": (lambda cpu: cpu.fninit(), 1),
+    "LDMXCSR of its initial value": (lambda cpu: cpu.ldmxcsr(0x1F80), 2),
+    "VPXOR of an XMM register": (lambda cpu: cpu.zero_vector(3), 2),
+    "VPXORQ of ZMM20": (lambda cpu: cpu.zero_vector(20), 0x80),
+    "VMOVUPS of YMM": (lambda cpu: cpu.move_vector(3, bytes(32)), 6),
+    "KMOVQ of 0": (lambda cpu: cpu.kmov(1, bytes(8)), 0x20),
+    "WRPKRU of 0": (lambda cpu: cpu.wrpkru(0), 0x200),
+    "FXRSTOR of initial values": (
+        lambda cpu: cpu.fxrstor(b"\x7f\3" + bytes(22) + b"\x80\x1f" + bytes(486)),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_is_written_is_in_use_whatever_the_value(intel, write):
+    perform, bits = WRITES[write]
+    perform(intel)
+    assert intel.xgetbv(1) == bits
+    intel.xrstor(bytes(24) + (0x1F80).to_bytes(4, "little") + bytes(10980))
+    assert intel.xgetbv(1) == 0
+
+
+def test_a_refused_compacted_restore_has_loaded_a_part_and_leaves_pkru(intel):
+    intel.write_all({"k1": 1, "pkru": 0x30, "xmm3": 3, "zmm17": 17, "mxcsr": 0x1F80})
+    area = bytearray(11008)
+    area[24:28] = (1 << 16).to_bytes(4, "little")
+    area[160:416] = b"\7" * 256
+    area[512:520] = (0x82).to_bytes(8, "little")
+    area[520:528] = (1 << 63 | 0x602E7).to_bytes(8, "little")
+    with pytest.raises(ProcessorFault, match="XS017"):
+        intel.xrstor(area)
+    assert intel.read("xmm3") == int.from_bytes(b"\7" * 16, "little")
+    assert [intel.read(name) for name in ("k1", "pkru", "zmm17", "mxcsr")] == [0, 0x30, 17, 0x1F80]
+
+
+def test_a_compacted_restore_reaches_for_what_is_absent(intel):
+    area = bytearray(24) + (0x1F80).to_bytes(4, "little") + bytes(548)
+    area[520:528] = (1 << 63 | 0xE7).to_bytes(8, "little")
+    with pytest.raises(ProcessorFault, match="XS002"):
+        intel.xrstor(area)
+    intel.xrstor(area, 3)
+
+
+def test_four_bytes_of_pkru_are_saved(intel):
+    intel.wrpkru(0x5555_5554)
+    area = bytearray(b"\xcc" * 11008)
+    intel.xsave(area, 0x200)
+    assert area[2688:2696] == bytes.fromhex("54555555 cccccccc")
+
+
+def test_fop_and_fdp_are_set_by_an_unmasked_exception_alone(intel):
+    place = Place(fip=0x401000, fdp=0x602000, opcode=0x32F)
+    intel.fld80(bytes(10), place=place)
+    assert [intel.read(name) for name in ("fip", "fdp", "fop")] == [0x401000, 0, 0]
+    intel.fninit()
+    intel.fldcw(0x037E)
+    intel.fstp0(place=Place(fip=0x401010, opcode=0x5D8))
+    assert [intel.read(name) for name in ("fip", "fdp", "fop")] == [0x401010, 0, 0x5D8]
+    with pytest.raises(ProcessorFault, match="#MF"):
+        intel.fld80(bytes(10))

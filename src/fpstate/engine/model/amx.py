@@ -12,29 +12,37 @@ from fpstate.arch.component import Component, mask_of
 from fpstate.engine.model.area import Area
 from fpstate.engine.model.fault import PROTECTION, UNDEFINED, fault
 from fpstate.engine.model.machine import Machine
-from fpstate.image.tile import CONFIGURATION_SIZE, MOST_BYTES, MOST_ROWS, configuration_problem, shape
+from fpstate.image.tile import (
+    CONFIGURATION_SIZE,
+    ELEMENT_SIZE,
+    MOST_BYTES,
+    MOST_ROWS,
+    configuration_problem,
+    restore_defect,
+    shape,
+)
 
 TILECFG: Final = int(Component.TILECFG)
 TILEDATA: Final = int(Component.TILEDATA)
 
 _TILE_SIZE: Final = MOST_ROWS * MOST_BYTES
 _START_ROW: Final = 1
-_WORD: Final = 4
 
 
 def ldtilecfg(machine: Machine, data: bytes) -> None:
     """LDTILECFG with 64 bytes: palette 0 initialises, palette 1 configures; tiles become zero. #GP for the rest."""
     machine.use(mask_of(TILECFG))
-    check_configuration(data)
+    if problem := configuration_problem(data):
+        raise fault(PROTECTION, f"LDTILECFG: {problem}", "SDM Vol. 2, LDTILECFG")
     tilerelease(machine)
     if data[0]:
         machine.file.put(TILECFG, data)
 
 
-def check_configuration(data: bytes) -> None:
-    """Raise #GP for 64 bytes that LDTILECFG does not take."""
-    if problem := configuration_problem(data):
-        raise fault(PROTECTION, f"LDTILECFG: {problem}", "SDM Vol. 2, LDTILECFG")
+def check_contents(data: bytes) -> None:
+    """Raise #GP for 64 bytes that the register cannot hold; palette 0 has nothing behind it."""
+    if defect := restore_defect(data):
+        raise fault(PROTECTION, f"TILECFG: {defect.text}", "SDM Vol. 2, LDTILECFG")
 
 
 def sttilecfg(machine: Machine, area: Area) -> None:
@@ -91,7 +99,7 @@ def _configured(machine: Machine, tile: int) -> tuple[int, int]:
 def _addressable(machine: Machine, tile: int) -> tuple[int, int, int]:
     """Return start_row, rows, and the bytes of a row; raises #UD for the width, #NM, #UD for the row, in that order."""
     width, rows = _configured(machine, tile)
-    if width % _WORD:
+    if width % ELEMENT_SIZE:
         raise fault(
             UNDEFINED, f"tile {tile} has rows of {width} bytes, not whole words", "SDM Vol. 2, TILELOADD"
         )

@@ -138,7 +138,7 @@ class Processor(Machine):
         """Write several registers at once: all of them, or none where one is refused.
 
         Raises #GP for an MXCSR that LDMXCSR, a configuration that LDTILECFG, and for CET and PASID values that WRMSR
-        does not take.
+        does not take, and for shapes of tiles without a palette, which no register keeps.
         """
         mask = 0
         for register in registers:
@@ -152,7 +152,7 @@ class Processor(Machine):
             data = bytes(image.store.view[place.offset : place.end])
             check_contents(place.component, data)
             if place.component == amx.TILECFG:
-                amx.check_configuration(data)
+                amx.check_contents(data)
         name.take(self.file, image)
 
     def image(self, mask: int | None = None) -> Image:

@@ -27,11 +27,13 @@ _INDEFINITE: Final = bytes.fromhex("000000000000 00c0ffff 000000000000")
 
 
 class Place(NamedTuple):
-    """Where an x87 instruction is, where its operand in memory is, and the 11 bits of its opcode (FOP)."""
+    """Where an x87 instruction is, where its operand in memory is, the 11 bits of its opcode (FOP), and CS and DS."""
 
     fip: int = 0
     fdp: int = 0
     opcode: int = 0
+    code: int = 0
+    data: int = 0
 
 
 def fninit(machine: Machine) -> None:
@@ -136,5 +138,5 @@ def _execute(
     told = not machine.behaviour.pointers_on_exception or pending(value)
     opcode = place.opcode.to_bytes(2, "little") if told else value[6:8]
     data = pointers[1] if told and operand else value[16:24]
-    file.selectors = (0, 0)
+    file.selectors = (place.code, place.data if operand else file.selectors[1])
     file.put(X87, value[:6] + opcode + pointers[0] + data + value[24:])
