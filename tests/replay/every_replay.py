@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
+from typing import Final
 
 import image_replay
 import kernel_replay
@@ -12,20 +15,22 @@ import sequence_replay
 
 from recorded import Case, OracleFile, Oracles
 
+_REPLAYS: Final[Mapping[str, Sequence[ModuleType]]] = {
+    "sequences": [sequence_replay],
+    "xrstor": [image_replay, restore_replay],
+    "sigreturn": [image_replay, kernel_replay],
+    "ptrace": [image_replay, kernel_replay],
+    "kvm": [image_replay],
+}
+
 
 def disagreements(oracles: Oracles, file: OracleFile) -> list[str]:
     """Replay a file: sequences on the model, all else against the rules, and on a model too where there is one."""
     found: list[str] = []
-    if file.kind == "sequences":
-        found += sequence_replay.check_file(file, oracles.cpu).disagreements
-    else:
-        report = image_replay.check_file(file, oracles.machine)
+    for replay in _REPLAYS[file.kind]:
+        report = replay.check_file(file, oracles.machine)
         assert bool(report.disagreements) == bool(report.told)
         found += report.told
-    if file.kind == "xrstor":
-        found += restore_replay.check_file(file, oracles.cpu).disagreements
-    if file.kind in ("ptrace", "sigreturn"):
-        found += kernel_replay.check_file(file, oracles.cpu).disagreements
     return found
 
 

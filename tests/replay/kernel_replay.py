@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from register_list import difference, pkru_of, restored, saved
+from register_list import difference, is_in_use, pkru_of, restored, saved
 from registers import INITIAL, Source
 from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import enter
@@ -109,6 +109,8 @@ class _Replay:
         with enter(processor, "xgetbv@32" if self._short else "xgetbv64"):
             in_use = processor.xgetbv(1)
         pkru = pkru_of(area, self._layout)
+        if is_in_use(processor, in_use, listed[0]):
+            in_use = listed[0]
         found = [in_use, pkru, processor.file.mxcsr, pkru & ~_KEY_0]
         if found != listed[:4]:
             return f"XINUSE, PKRU, MXCSR, PKRU are {listed[:4]}, the model says {found}"

@@ -7,10 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recorded_machine import cpu_of
-
 from fpstate.arch import Cpu
-from recorded import Case, OracleFile
+from recorded import Case, OracleFile, cpu_of
 
 Machine = Cpu | Mapping[str, Any]
 """What a file was recorded on: its processor, or what its machine.json says."""

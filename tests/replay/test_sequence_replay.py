@@ -12,7 +12,6 @@ from types import MappingProxyType
 import pytest
 import restore_replay
 import sequence_replay
-from recorded_machine import cpu_of
 from replay_report import Report
 from sequence_operations import PERFORM
 
@@ -20,7 +19,7 @@ from fpstate.arch import Component, Cpu, mask_of
 from fpstate.engine.model import Behaviour, amx, instruction, register_file, restore, x87
 from fpstate.engine.model.machine import Machine
 from fpstate.engine.model.register_file import RegisterFile
-from recorded import INTEL, OracleFile
+from recorded import INTEL, OracleFile, cpu_of
 
 CPU = Cpu.catalog("emerald-rapids")
 BEHAVIOUR = Behaviour.of(CPU)
