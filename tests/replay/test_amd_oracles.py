@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -34,6 +36,18 @@ def test_nearly_every_case_was_stable(name):
 @pytest.mark.parametrize("name", AMD.names())
 def test_a_single_wrong_answer_is_noticed(name):
     assert disagreements(AMD, falsified(file(name)))
+
+
+def test_in_use_bits_may_be_more_by_a_switch_of_tasks_and_never_less():
+    whole = file("ptrace64")
+    case = copy.deepcopy(
+        next(case for case in whole.cases if case["r"].get("v", [0])[0] == AMD.machine["xcr0"])
+    )
+    case["r"]["v"][0] &= ~4
+    assert disagreements(AMD, replace(whole, cases=[case]))
+    other = copy.deepcopy(next(case for case in whole.cases if case["r"].get("v", [7])[0] & 7 == 1))
+    other["r"]["v"][0] |= 4
+    assert not disagreements(AMD, replace(whole, cases=[other]))
 
 
 def test_the_processor_is_the_one_that_was_recorded():
