@@ -16,7 +16,7 @@ case $emulator in
     bochs) HOST_PACKAGES="bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso" ;;
     *) echo "fpstate: no emulator $emulator: qemu or bochs" >&2 && exit 2 ;;
 esac
-GUEST_PACKAGES="busybox-static python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libexpat1 zlib1g libffi8"
+GUEST_PACKAGES="busybox-static python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libexpat1 zlib1g libffi8 liblzma5"
 MODULES="irqbypass kvm kvm-amd kvm-intel"
 PYTHON_PACKAGES="pytest pytest-timeout"
 # Parts of Python's library that nothing here imports, or that are large.
@@ -96,7 +96,7 @@ make_base() {
     cp "$folder/guest/bin/busybox" "$base/bin/"
     cp "$folder/guest/usr/bin/python3.11" "$base/usr/bin/"
     cp "$folder"/guest/lib64/ld-* "$base/lib64/" 2>/dev/null || cp "$folder/guest/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$base/lib64/"
-    for name in libc.so.6 libm.so.6 libz.so.1 libexpat.so.1 libffi.so.8 libgcc_s.so.1; do
+    for name in libc.so.6 libm.so.6 libz.so.1 libexpat.so.1 libffi.so.8 liblzma.so.5 libgcc_s.so.1; do
         for place in "$folder/guest/lib/x86_64-linux-gnu/$name" "$folder/guest/usr/lib/x86_64-linux-gnu/$name"; do
             [ ! -e "$place" ] || cp -L "$place" "$base/lib/x86_64-linux-gnu/"
         done
