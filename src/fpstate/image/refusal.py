@@ -97,7 +97,7 @@ def _misaligned(subject: Subject) -> Iterator[Breach]:
     needed = _FX_ALIGNMENT if subject.fx_only else _ALIGNMENT
     if subject.address % needed:
         yield Breach(
-            f"the address {subject.address:#x} is no multiple of {needed}",
+            f"the address {subject.address:#x} is not a multiple of {needed}",
             found=subject.address,
             expected=subject.address // needed * needed,
         )
@@ -277,7 +277,7 @@ REFUSALS: Final = (
          "restore fewer components, or append zeros"),
     Rule("XS003", "The second magic word is cut off", _ERROR, FRAMES, "check_xstate_in_sigframe",
          _magic2_cut),
-    Rule("XS004", "The length is no multiple of the regset's unit", _ERROR, REGSETS, "ptrace_regset", _regset_unit),
+    Rule("XS004", "The length is not a multiple of the regset's unit", _ERROR, REGSETS, "ptrace_regset", _regset_unit),
     Rule("XS005", "The regset is too short", _ERROR, REGSETS, "xstateregs_set, xfpregs_set, fpregs_set",
          _regset_short, "append zeros up to the size that PTRACE_GETREGSET returns"),
     Rule("XS006", "The address is misaligned", _ERROR, RESTORES, "SDM Vol. 1, 13.8 and 10.5", _misaligned),
