@@ -18,9 +18,9 @@ from fpstate.arch.component import (
     components_in,
 )
 from fpstate.arch.component import mask_text as names
-from fpstate.image.consumer import Consumer
+from fpstate.image.consumer import FRAMES, Consumer
 from fpstate.image.finding import Severity
-from fpstate.image.rule import EVERY, FRAMES, REGSETS, RESTORES, UABI, Breach, Rule
+from fpstate.image.rule import EVERY, REGSETS, RESTORES, UABI, Breach, Rule
 from fpstate.image.subject import (
     MAGIC2_SIZE,
     MXCSR_AT,
