@@ -37,7 +37,7 @@ _MPX: Final = mask_of(Component.BNDREGS, Component.BNDCSR)
 class Consumer(enum.Enum):
     """Whoever loads an image, each with conditions of its own.
 
-    The first five take an XSAVE image as it stands, SIGRETURN32 one behind 112 bytes in the form of FSAVE. The last
+    The first five take an XSAVE image as it stands, SIGRETURN32 one after 112 bytes in the form of FSAVE. The last
     four take older forms: FPREGS and PRXFPREG 512 bytes of FXSAVE, FSAVE the 108 bytes of 32-bit FSAVE, KVM_FPU
     the 416 of ``struct kvm_fpu``.
     """
@@ -103,7 +103,7 @@ class Target:
 
     What processors do differently:
     ``reads_absent``: a compacted restore reaches the last byte of what RFBM and XCOMP_BV have, present or not;
-    ``header_first``: the header is judged before memory behind it is found to be missing;
+    ``header_first``: the header is judged before memory after it is found to be missing;
     ``partial_restore``: a compacted restore that is refused for MXCSR has loaded and initialised some components.
     Intel's were measured on Emerald Rapids, AMD's on Zen 4.
     """

@@ -45,7 +45,7 @@ def _header_missing(subject: Subject) -> Iterator[Breach]:
     if subject.length < needed:
         yield Breach(
             f"{subject.length} bytes: the {'FXSAVE image' if subject.fx_only else 'header'} ends at {needed}"
-            + _behind(subject),
+            + _after_fsave(subject),
             *(subject.length, subject.length, needed),
         )
 
@@ -57,7 +57,7 @@ def _component_cut(subject: Subject) -> Iterator[Breach]:
         if end > subject.length:
             yield Breach(
                 f"{component_name(component)} is read up to byte {end}, the image has {subject.length}"
-                + _behind(subject),
+                + _after_fsave(subject),
                 *(subject.length, subject.length, end, component),
             )
 
@@ -67,7 +67,7 @@ def _magic2_cut(subject: Subject) -> Iterator[Breach]:
         end = subject.magic2_at + MAGIC2_SIZE
         yield Breach(
             f"the second magic word is read up to byte {end}, the frame has {subject.length}"
-            + _behind(subject),
+            + _after_fsave(subject),
             *(subject.length, subject.length, end),
         )
 
@@ -89,7 +89,7 @@ def _regset_short(subject: Subject) -> Iterator[Breach]:
 
 
 def regset_size(subject: Subject) -> int:
-    """Return the bytes that a regset must have; what lies behind them is cut off."""
+    """Return the bytes that a regset must have; what follows is cut off."""
     return _REGSET_SIZES.get(subject.consumer) or subject.target.standard.size
 
 
@@ -246,8 +246,8 @@ def _cet_reserved(subject: Subject) -> Iterator[Breach]:
                 )
 
 
-def _behind(subject: Subject) -> str:
-    return f", behind {subject.origin} bytes in the form of FSAVE" if subject.origin else ""
+def _after_fsave(subject: Subject) -> str:
+    return f", after {subject.origin} bytes in the form of FSAVE" if subject.origin else ""
 
 
 def _bit63(mask: int) -> str:

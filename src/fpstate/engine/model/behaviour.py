@@ -40,7 +40,7 @@ class Behaviour:
     ``reads_absent``: in the compacted format too, the last byte of what is asked for is touched, present or not.
     ``header_first``: a header that is illegal is noticed before memory that ends too early.
     ``partial_restore``: an XRSTOR that is refused for a compacted image's MXCSR has initialised what is absent, but
-    for PKRU, and has loaded x87 and XMM. ``pkru_padding``: saves write the reserved bytes behind PKRU too, as zeros.
+    for PKRU, and has loaded x87 and XMM. ``pkru_padding``: saves write the reserved bytes after PKRU too, as zeros.
     """
 
     tracks_values: bool = False
