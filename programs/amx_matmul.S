@@ -23,7 +23,7 @@
 
 FPSTATE_ENTRY
     mov r8, [rdi + FPSTATE_SEED]
-    lea r9, [rip + left]        /* A, and B right behind it */
+    lea r9, [rip + left]        /* A, and B right after it */
     xor ecx, ecx
 1:
     SPLITMIX r8, rax, rdx

@@ -325,7 +325,7 @@ class Order:
 class Slab:
     """Equal buffers in one mapping, each aligned to 64 bytes; the buffer protocol shows all of them.
 
-    Behind the last one lie zeros: what a standard-format restore of the last one may read (``area_size`` bytes).
+    After the last one come zeros: what a standard-format restore of the last one may read (``area_size`` bytes).
     """
 
     def __new__(cls, stride: int, count: int) -> Slab: ...
@@ -345,7 +345,7 @@ class Slab:
     def count(self) -> int: ...
     @property
     def mapped(self) -> int:
-        """Bytes of the mapping, with those behind the last slot."""
+        """Bytes of the mapping, with those after the last slot."""
 
     @property
     def taken(self) -> int: ...

@@ -23,7 +23,6 @@ from fpstate.image.consumer import Consumer, Target
 from fpstate.image.rules import predict
 from recorded import build
 
-PKRU_OPERATIONS = ["rdpkru", "wrpkru"]
 TILE_OPERATIONS = [["ldtilecfg", bytes(64).hex()], ["sttilecfg", 0, 0], ["tilerelease"], ["tilezero", 3],
                    ["tileloadd", 7, 0], ["tilestored", 0, 1, 0]]  # fmt: skip
 UNDEFINED = (4, 2, 6)

@@ -182,7 +182,7 @@ def test_a_host_with_amx_tells_its_layout_though_the_buffer_is_too_short_for_it(
     data = bytearray(path.read_bytes())
     for component in (Component.TILECFG, Component.TILEDATA):
         data[512:520] = (1 << component).to_bytes(8, "little")
-        with pytest.raises(SourceError, match="behind the 4096") as caught:
+        with pytest.raises(SourceError, match="beyond the 4096") as caught:
             open_raw(bytes(data))
         assert caught.value.offset == 512
 

@@ -12,6 +12,7 @@ import image_replay
 import kernel_replay
 import restore_replay
 import sequence_replay
+from replay_report import Report
 
 from recorded import Case, OracleFile, Oracles
 
@@ -24,14 +25,14 @@ _REPLAYS: Final[Mapping[str, Sequence[ModuleType]]] = {
 }
 
 
-def disagreements(oracles: Oracles, file: OracleFile) -> list[str]:
+def reports(oracles: Oracles, file: OracleFile) -> list[Report]:
     """Replay a file: sequences on the model, all else against the rules, and on a model too where there is one."""
-    found: list[str] = []
-    for replay in _REPLAYS[file.kind]:
-        report = replay.check_file(file, oracles.machine)
-        assert bool(report.disagreements) == bool(report.told)
-        found += report.told
-    return found
+    return [replay.check_file(file, oracles.machine) for replay in _REPLAYS[file.kind]]
+
+
+def disagreements(oracles: Oracles, file: OracleFile) -> list[str]:
+    """Return what every replay of a file says that is not as recorded."""
+    return [told for report in reports(oracles, file) for told in report.told]
 
 
 def falsified(file: OracleFile) -> OracleFile:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from register_list import difference, is_in_use, pkru_of, restored, saved
-from registers import INITIAL, Source
+from model_registers import difference, is_in_use, pkru_of, restored, saved
+from register_letters import INITIAL, Source
 from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import enter
 
@@ -18,6 +18,7 @@ from fpstate.engine.model.kernel import Kernel
 from fpstate.engine.model.ptrace import get_regset, set_regset
 from fpstate.engine.model.signals import deliver_signal, sigreturn
 from fpstate.errors import ImageError
+from linux_signal import REFUSED_FRAME
 from recorded import Case, OracleFile, build
 
 OPERATIONS = ("xstate", "sigreturn64")
@@ -26,7 +27,6 @@ OPERATIONS = ("xstate", "sigreturn64")
 _GRANTED_AND_USED = 1
 _CONFIGURATION = b"\1" + bytes(15) + b"\4" + bytes(31) + b"\1" + bytes(15)
 _EFAULT, _EINVAL = 14, 22
-_REFUSED_FRAME = [11, 128, None]
 _KEY_0 = 3
 _PAGE_SIZE = 4096
 
@@ -128,6 +128,6 @@ class _Replay:
             sigreturn(self.kernel, self.core, frame, address=address, handled=True)
         except ImageError as refusal:
             refused = refusal
-        if answer.get("f") != (_REFUSED_FRAME if refused else None):
+        if answer.get("f") != (REFUSED_FRAME if refused else None):
             return f"signal {answer.get('f')}, the model says {refused}"
         return restored(processor, answer, memory, self._kept, refused=refused is not None)

@@ -13,8 +13,9 @@ from recording.memory import BASE, Memory
 
 from fpstate.arch import Component, mask_of
 from fpstate.engine.model import Place, Processor
-from fpstate.engine.model.fault import NOT_AVAILABLE, PAGE, PROTECTION, UNDEFINED, X87_ERROR
+from fpstate.engine.model.fault import NOT_AVAILABLE, PAGE
 from fpstate.errors import ProcessorFault
+from linux_signal import signal_of
 
 _SIZE: Final = 16 << 20
 _START: Final = 4096
@@ -25,13 +26,6 @@ _OPCODES: Final = {"fldt": 0x32F, "fstp": 0x5D8}
 _STUBS: Final = {"fldt": 0x401000, "fstp": 0x401010}
 _OF_SIGNALS: Final = mask_of(Component.X87, Component.SSE, Component.PKRU)
 _PKRU: Final = mask_of(Component.PKRU)
-_FAULTS: Final = {
-    PROTECTION: (11, 128, 13),
-    PAGE: (11, 2, 14),
-    UNDEFINED: (4, 2, 6),
-    NOT_AVAILABLE: (4, 1, 0),
-}
-_SI_CODES: Final = ((0x01, 7), (0x04, 3), (0x08, 4), (0x12, 5), (0x20, 6))
 _MOVES: Final = {
     "movups": ("move_xmm", 16),
     "vmovups128": ("move_vector", 16),
@@ -90,16 +84,13 @@ class ModelChild(Memory):
             processor.wrpkru(pkru & ~_KEY_0)
         return Record(value, in_use, pkru, address, 0, signal, code, vector)
 
-    def _signal(self, fault: ProcessorFault) -> tuple[int, int, int]:
+    def _signal(self, fault: ProcessorFault) -> list[int]:
         """What Linux makes of an exception; it saves the registers in a frame and loads them again."""
         file = self.processor.file
         file.info = None
         loaded, file.in_use = file.in_use | _OF_SIGNALS, 0
         file.in_use = loaded
-        if fault.vector != X87_ERROR:
-            return _FAULTS[fault.vector]
-        raised = file.values[0][2] & ~file.values[0][0]
-        return 8, next(code for flags, code in _SI_CODES if raised & flags), X87_ERROR
+        return [number or 0 for number in signal_of(fault, self.processor)]
 
     def _granting(self, stub: str, first: int, second: int, third: int) -> int | None:
         """Perform a step, twice where Linux gives tiles on their first use."""

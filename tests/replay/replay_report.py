@@ -23,15 +23,21 @@ TOLD = 10
 class Report:
     """What came of a file: ``cases`` were foretold, ``skipped`` varied when they were recorded.
 
-    ``counts`` has what the cases contained, and the choices that were taken over from the recording.
+    ``numbers`` are those of the cases that disagree, the first of which ``told`` has in words. ``counts`` has what the
+    cases contained, how many were refused, and the choices that were taken over from the recording.
     """
 
     name: str
     cases: int = 0
     skipped: int = 0
-    disagreements: int = 0
+    numbers: list[int] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def disagreements(self) -> int:
+        """How many cases came out differently."""
+        return len(self.numbers)
 
 
 def replayed(
@@ -52,7 +58,7 @@ def replayed(
             continue
         report.cases += 1
         if found := problem(case):
-            report.disagreements += 1
+            report.numbers.append(number)
             if len(report.told) < TOLD:
                 report.told.append(f"{file.name} case {number}: {found}")
     return report

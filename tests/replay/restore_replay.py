@@ -6,20 +6,19 @@ form is told in data/oracles_intel/README.md. ``image_replay`` holds the rules a
 
 from __future__ import annotations
 
-from register_list import restored, saved
-from registers import Source
+from model_registers import restored, saved
+from register_letters import Source
 from replay_report import MANY, Machine, Report, processor_of, replayed
 from sequence_operations import enter
 
 from fpstate.arch import Cpu, Layout
 from fpstate.engine.model import Behaviour, Processor
-from fpstate.engine.model.fault import NOT_AVAILABLE, PAGE, PROTECTION
 from fpstate.errors import ProcessorFault
+from linux_signal import SIGNALS
 from recorded import Case, OracleFile, build
 
 _GRANTED_AND_USED = 1
 _PAGE_SIZE = 4096
-_SIGNALS = {PROTECTION: [[11, 128, 13]], PAGE: [[11, 2, 14], [11, 1, 14]], NOT_AVAILABLE: [[4, 1, None]]}
 
 
 def check_file(
@@ -53,6 +52,6 @@ class _Replay:
                 processor.xrstor(memory, case["m"], address=-len(memory) % _PAGE_SIZE, wide=wide)
         except ProcessorFault as raised:
             fault = raised
-        if answer.get("f") not in (_SIGNALS[fault.vector] if fault else [None]):
+        if answer.get("f") not in (SIGNALS[fault.vector] if fault else (None,)):
             return f"signal {answer.get('f')}, the model says {fault}"
         return restored(processor, answer, memory, self._kept, refused=fault is not None)

@@ -21,11 +21,11 @@ from sequence_operations import SAVES, Operation, Operations
 from fpstate.arch import Component, Cpu, mask_of
 from fpstate.arch.component import components_in
 from fpstate.engine.model import Behaviour, Processor
-from fpstate.engine.model.fault import NOT_AVAILABLE, PROTECTION, UNDEFINED, X87_ERROR
+from fpstate.engine.model.fault import NOT_AVAILABLE
 from fpstate.engine.model.register_file import REACHED
 from fpstate.errors import ProcessorFault
 from fpstate.image.control import MXCSR_INIT
-from linux_signal import pass_through_a_frame
+from linux_signal import pass_through_a_frame, signal_of
 from recorded import Case, OracleFile
 
 GRANTED_AND_USED, GRANTED = 1, 2
@@ -34,9 +34,6 @@ GRANTED_AND_USED, GRANTED = 1, 2
 _PKRU = int(Component.PKRU)
 _SSE = mask_of(Component.SSE)
 _KEY_0 = 3
-_SI_CODES = ((0x01, 7), (0x04, 3), (0x08, 4), (0x12, 5), (0x20, 6))
-"""Flags of FSW that are not masked, and the si_code of SIGFPE (Linux ``fpu__exception_code``)."""
-_SIGNALS = {PROTECTION: [11, 128, 13], UNDEFINED: [4, 2, 6], NOT_AVAILABLE: [4, 1, None]}
 
 Answer = dict[str, Any]
 
@@ -86,7 +83,7 @@ class _Replay:
         try:
             value = self._perform(operation)
         except ProcessorFault as fault:
-            signal = self._signal(fault)
+            signal = signal_of(fault, self.processor)
         recorded = answer.get("f")
         if signal != recorded:
             raise DisagreementError(f"signal {recorded}, the model says {signal}")
@@ -111,13 +108,6 @@ class _Replay:
             processor.file.lower |= 1 << _PKRU
             processor.file.info = None
             return self._operations.perform(operation)
-
-    def _signal(self, fault: ProcessorFault) -> list[int | None]:
-        if fault.vector != X87_ERROR:
-            return [*_SIGNALS[fault.vector]]
-        x87 = self.processor.file.values[0]
-        raised = x87[2] & ~x87[0]
-        return [8, next(code for flags, code in _SI_CODES if raised & flags), X87_ERROR]
 
     def _open_key_0(self, recorded: int | None) -> None:
         """What the recording program did after each operation, so that its own memory stayed open to it."""

@@ -90,11 +90,35 @@ def test_a_single_wrong_answer_is_noticed(oracles):
         assert disagreements(oracles, falsified(oracles.read(name))), name
 
 
+def replay(folder: Path) -> subprocess.CompletedProcess[str]:
+    tool = TOOL.with_name("replay_oracles.py")
+    return subprocess.run(
+        [sys.executable, str(tool), str(folder)], capture_output=True, text=True, timeout=240
+    )
+
+
+def test_a_folder_is_replayed_by_a_command_that_notices_a_wrong_answer(record):
+    oracles, _ = record("xrstor", "--cases", "xrstor=40")
+    (name,) = oracles.names()
+    done = replay(oracles.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(rf"{name} +40 cases, 0 disagreements\n", done.stdout)
+    wrong = falsified(oracles.read(name))
+    oracles.write(name, wrong.header, wrong.cases)
+    oracles.seal()
+    done = replay(oracles.folder)
+    assert done.returncode == 1
+    assert f"{name} case 0: MXCSR" in done.stdout
+
+
 def test_a_changed_file_is_noticed(record):
     oracles, _ = record("xrstor", "--cases", "xrstor=10")
     path = oracles.folder / "pool.bin.xz"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert oracles.altered() == ["pool.bin.xz"]
+    done = replay(oracles.folder)
+    assert done.returncode == 2
+    assert "pool.bin.xz" in done.stderr
 
 
 def test_the_form_is_that_of_the_intel_recording(oracles):

@@ -317,7 +317,7 @@ SABOTAGES = {
     "a refused restore initialises PKRU": ("xrstor-amx", _pkru_initialised),
     "MXCSR is checked before IA32_XFD": ("xrstor-noamx", _mxcsr_before_xfd),
     "the header is checked before the length": ("xrstor-amx", _header_before_length),
-    "absent components are not touched": ("xrstor-amx", _changed(probes_absent=False)),
+    "absent components are not touched": ("xrstor-amx", _changed(reads_absent=False)),
     "XINUSE goes by value": ("sequences-noamx", _changed(tracks_values=True)),
     "XINUSE tells of all registers outside 64-bit mode": ("sequences-noamx", _changed(upper_in_use=True)),
     "a restore outside 64-bit mode puts all registers in use": ("sequences-noamx", _no_halves),

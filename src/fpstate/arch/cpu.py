@@ -72,6 +72,7 @@ FEATURE_BITS: Final[Mapping[str, tuple[int, int, int, int]]] = MappingProxyType(
 
 _MXCSR_MASK = 0x0000FFFF
 _MXCSR_MASK_MISALIGNED = 0x0002FFFF
+_AMD_VENDORS = frozenset({"AuthenticAMD", "HygonGenuine"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,11 @@ class Cpu:
     def has(self, feature: str) -> bool:
         """Whether CPUID sets this feature flag, by its name in ``FEATURE_BITS``."""
         return feature in self.features
+
+    @property
+    def is_amd(self) -> bool:
+        """Whether this is AMD's, or a descendant (Hygon). All others are taken to behave as Intel's do."""
+        return self.vendor in _AMD_VENDORS
 
     @property
     def user_mask(self) -> int:

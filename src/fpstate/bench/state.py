@@ -9,14 +9,13 @@ from typing import Final
 
 from fpstate import _core
 from fpstate.arch import Cpu, Layout
-from fpstate.arch.component import COMPONENTS, LEGACY, Component, components_in, mask_of
+from fpstate.arch.component import AMX, COMPONENTS, LEGACY, Component, components_in, mask_of
 from fpstate.errors import UnsupportedHere
 from fpstate.image import Image
 from fpstate.image.tile import MOST_BYTES, MOST_ROWS, TILES
 from fpstate.vso.kernel_permission import read_kernel_permission
 
 DATA_REGISTERS: Final = ("st", "xmm", "ymm", "zmm", "k", "tmm")
-AMX: Final = mask_of(Component.TILECFG, Component.TILEDATA)
 FILLED: Final = AMX | mask_of(
     *(Component.X87, Component.SSE, Component.AVX),
     *(Component.OPMASK, Component.ZMM_HI256, Component.HI16_ZMM),

@@ -32,15 +32,12 @@ INIT_PKRU: Final = 0x55555554
 _KVM_XSAVE_SIZE: Final = 4096
 _KVM_SUPPORTED: Final = USER_SUPPORTED & ~mask_of(Component.APX)
 _MPX: Final = mask_of(Component.BNDREGS, Component.BNDCSR)
-_AMD_VENDORS: Final = frozenset({"AuthenticAMD", "HygonGenuine"})
-"""AMD's processors and their descendants. KVM runs there on SVM, which cannot give guests MPX:
-``svm_hardware_setup`` takes it out of what KVM supports. All others are taken to be like Intel's."""
 
 
 class Consumer(enum.Enum):
     """Whoever loads an image, each with conditions of its own.
 
-    The first five take an XSAVE image as it stands, SIGRETURN32 one behind 112 bytes in the form of FSAVE. The last
+    The first five take an XSAVE image as it stands, SIGRETURN32 one after 112 bytes in the form of FSAVE. The last
     four take older forms: FPREGS and PRXFPREG 512 bytes of FXSAVE, FSAVE the 108 bytes of 32-bit FSAVE, KVM_FPU
     the 416 of ``struct kvm_fpu``.
     """
@@ -83,6 +80,11 @@ WHOLE_IMAGE: Final = (
     Consumer.KVM,
 )
 """Those that take the bytes of an XSAVE image from their first one on."""
+INSTRUCTIONS: Final = frozenset({Consumer.XRSTOR, Consumer.XRSTORS})
+FRAMES: Final = frozenset({Consumer.SIGRETURN, Consumer.SIGRETURN32})
+"""Those that take a signal frame's image."""
+OLDER_FORMS: Final = frozenset({Consumer.FPREGS, Consumer.PRXFPREG, Consumer.FSAVE, Consumer.KVM_FPU})
+"""Those from before XSAVE: they take x87, or x87 and SSE, without a header."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Target:
 
     What processors do differently:
     ``reads_absent``: a compacted restore reaches the last byte of what RFBM and XCOMP_BV have, present or not;
-    ``header_first``: the header is judged before memory behind it is found to be missing;
+    ``header_first``: the header is judged before memory after it is found to be missing;
     ``partial_restore``: a compacted restore that is refused for MXCSR has loaded and initialised some components.
     Intel's were measured on Emerald Rapids, AMD's on Zen 4.
     """
@@ -138,9 +140,8 @@ class Target:
         kvm = xcr0 & _KVM_SUPPORTED & ~(USER_DYNAMIC & ~permitted)
         if kvm & AMX != AMX:
             kvm &= ~AMX  # kvm_get_filtered_xcr0: TILECFG is not offered without TILEDATA
-        is_amd = cpu.vendor in _AMD_VENDORS
-        if is_amd:
-            kvm &= ~_MPX
+        if cpu.is_amd:
+            kvm &= ~_MPX  # KVM runs on SVM there, which cannot give guests MPX (svm_hardware_setup)
         return cls(
             cpu=cpu,
             xcr0=xcr0,
@@ -151,9 +152,9 @@ class Target:
             guest_xcr0=kvm,
             compacted_restore=cpu.has("XSAVEC"),
             expandable=held_back & permitted,
-            reads_absent=not is_amd,
-            header_first=is_amd,
-            partial_restore=not is_amd,
+            reads_absent=not cpu.is_amd,
+            header_first=cpu.is_amd,
+            partial_restore=not cpu.is_amd,
         )
 
     def with_(self, **changes: int | bool) -> Self:

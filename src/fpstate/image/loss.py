@@ -7,11 +7,11 @@ from typing import Final
 
 from fpstate.arch.component import LEGACY, MIN_SIZE, Component, component_name, components_in, mask_of
 from fpstate.arch.component import mask_text as names
-from fpstate.image.consumer import Consumer
+from fpstate.image.consumer import FRAMES, INSTRUCTIONS, Consumer
 from fpstate.image.control import MXCSR_INIT
 from fpstate.image.finding import Severity
 from fpstate.image.refusal import regset_size
-from fpstate.image.rule import EVERY, FRAMES, REGSETS, RESTORES, UABI, Breach, Rule
+from fpstate.image.rule import EVERY, REGSETS, RESTORES, UABI, Breach, Rule
 from fpstate.image.subject import (
     MAGIC1,
     MAGIC2,
@@ -284,7 +284,7 @@ LOSSES: Final = (
     Rule("XS029", "PKRU absent, and so kept", _NOTE, frozenset({_KVM}), "fpu_copy_uabi_to_guest_fpstate",
          _pkru_kept),
     Rule("XS030", "Bytes behind the regset", _NOTE, REGSETS, "ptrace_regset", _truncated),
-    Rule("XS031", "Stated but not asked for", _WARNING, frozenset({Consumer.XRSTOR, Consumer.XRSTORS}),
+    Rule("XS031", "Stated but not asked for", _WARNING, INSTRUCTIONS,
          "SDM Vol. 1, 13.8", _not_asked_for),
     Rule("XS032", "Laid out for another processor", _WARNING, EVERY, "CPUID leaf 0DH", _misplaced,
          "convert the image to the target's layout"),

@@ -13,11 +13,10 @@ from typing import Final
 
 from fpstate.arch.component import LEGACY, Component, mask_of
 from fpstate.image.answer import answer_of, first_reason
-from fpstate.image.consumer import INIT_PKRU, Consumer, Target
+from fpstate.image.consumer import FRAMES, INIT_PKRU, INSTRUCTIONS, Consumer, Target
 from fpstate.image.control import MXCSR_INIT
 from fpstate.image.finding import Finding
 from fpstate.image.loss import dropped_tilecfg, misplaced, mxcsr_is_lost
-from fpstate.image.rule import FRAMES
 from fpstate.image.subject import Subject
 from fpstate.image.verdict import Verdict
 
@@ -41,8 +40,8 @@ def refused(subject: Subject, refusals: list[Finding]) -> Verdict:
     if consumer in FRAMES:
         return cleared(target, consumer, tuple(refusals), answer, fx_only=subject.fx_only)
     loaded = initialised = 0
-    restores = consumer in (Consumer.XRSTOR, Consumer.XRSTORS)
-    if restores and subject.compacted and target.partial_restore and first_reason(ids, target) == "XS017":
+    partial = consumer in INSTRUCTIONS and subject.compacted and target.partial_restore
+    if partial and first_reason(ids, target) == "XS017":
         loaded = subject.rfbm & subject.xstate_bv & LEGACY
         initialised = subject.rfbm & ~subject.xstate_bv & ~_PKRU
     return Verdict(
@@ -77,7 +76,7 @@ def cleared(
 
 def _managed(subject: Subject) -> int:
     target, consumer = subject.target, subject.consumer
-    if consumer is Consumer.XRSTOR or consumer is Consumer.XRSTORS:
+    if consumer in INSTRUCTIONS:
         return target.xcr0 | (target.xss if consumer is Consumer.XRSTORS else 0)
     return target.kvm_xcr0 if consumer in (Consumer.KVM, Consumer.KVM_FPU) else target.user_xfeatures
 

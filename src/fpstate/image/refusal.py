@@ -18,9 +18,9 @@ from fpstate.arch.component import (
     components_in,
 )
 from fpstate.arch.component import mask_text as names
-from fpstate.image.consumer import Consumer
+from fpstate.image.consumer import FRAMES, Consumer
 from fpstate.image.finding import Severity
-from fpstate.image.rule import EVERY, FRAMES, REGSETS, RESTORES, UABI, Breach, Rule
+from fpstate.image.rule import EVERY, REGSETS, RESTORES, UABI, Breach, Rule
 from fpstate.image.subject import (
     MAGIC2_SIZE,
     MXCSR_AT,
@@ -45,7 +45,7 @@ def _header_missing(subject: Subject) -> Iterator[Breach]:
     if subject.length < needed:
         yield Breach(
             f"{subject.length} bytes: the {'FXSAVE image' if subject.fx_only else 'header'} ends at {needed}"
-            + _behind(subject),
+            + _after_fsave(subject),
             *(subject.length, subject.length, needed),
         )
 
@@ -57,7 +57,7 @@ def _component_cut(subject: Subject) -> Iterator[Breach]:
         if end > subject.length:
             yield Breach(
                 f"{component_name(component)} is read up to byte {end}, the image has {subject.length}"
-                + _behind(subject),
+                + _after_fsave(subject),
                 *(subject.length, subject.length, end, component),
             )
 
@@ -67,7 +67,7 @@ def _magic2_cut(subject: Subject) -> Iterator[Breach]:
         end = subject.magic2_at + MAGIC2_SIZE
         yield Breach(
             f"the second magic word is read up to byte {end}, the frame has {subject.length}"
-            + _behind(subject),
+            + _after_fsave(subject),
             *(subject.length, subject.length, end),
         )
 
@@ -89,7 +89,7 @@ def _regset_short(subject: Subject) -> Iterator[Breach]:
 
 
 def regset_size(subject: Subject) -> int:
-    """Return the bytes that a regset must have; what lies behind them is cut off."""
+    """Return the bytes that a regset must have; what follows is cut off."""
     return _REGSET_SIZES.get(subject.consumer) or subject.target.standard.size
 
 
@@ -97,7 +97,7 @@ def _misaligned(subject: Subject) -> Iterator[Breach]:
     needed = _FX_ALIGNMENT if subject.fx_only else _ALIGNMENT
     if subject.address % needed:
         yield Breach(
-            f"the address {subject.address:#x} is no multiple of {needed}",
+            f"the address {subject.address:#x} is not a multiple of {needed}",
             found=subject.address,
             expected=subject.address // needed * needed,
         )
@@ -246,8 +246,8 @@ def _cet_reserved(subject: Subject) -> Iterator[Breach]:
                 )
 
 
-def _behind(subject: Subject) -> str:
-    return f", behind {subject.origin} bytes in the form of FSAVE" if subject.origin else ""
+def _after_fsave(subject: Subject) -> str:
+    return f", after {subject.origin} bytes in the form of FSAVE" if subject.origin else ""
 
 
 def _bit63(mask: int) -> str:
@@ -277,7 +277,7 @@ REFUSALS: Final = (
          "restore fewer components, or append zeros"),
     Rule("XS003", "The second magic word is cut off", _ERROR, FRAMES, "check_xstate_in_sigframe",
          _magic2_cut),
-    Rule("XS004", "The length is no multiple of the regset's unit", _ERROR, REGSETS, "ptrace_regset", _regset_unit),
+    Rule("XS004", "The length is not a multiple of the regset's unit", _ERROR, REGSETS, "ptrace_regset", _regset_unit),
     Rule("XS005", "The regset is too short", _ERROR, REGSETS, "xstateregs_set, xfpregs_set, fpregs_set",
          _regset_short, "append zeros up to the size that PTRACE_GETREGSET returns"),
     Rule("XS006", "The address is misaligned", _ERROR, RESTORES, "SDM Vol. 1, 13.8 and 10.5", _misaligned),

@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from fpstate.image.consumer import WHOLE_IMAGE, Consumer
+from fpstate.image.consumer import INSTRUCTIONS, WHOLE_IMAGE, Consumer
 from fpstate.image.finding import Finding, Severity
 from fpstate.image.subject import Subject
 
 EVERY: Final = frozenset({*WHOLE_IMAGE, Consumer.SIGRETURN32})
 """Those that take an XSAVE image."""
-FRAMES: Final = frozenset({Consumer.SIGRETURN, Consumer.SIGRETURN32})
-"""Those that take a signal frame's image."""
 REGSETS: Final = frozenset({Consumer.PTRACE, Consumer.FPREGS, Consumer.PRXFPREG, Consumer.FSAVE})
 """Those that take a regset."""
-RESTORES: Final = frozenset({Consumer.XRSTOR, Consumer.XRSTORS, Consumer.SIGRETURN})
+RESTORES: Final = INSTRUCTIONS | {Consumer.SIGRETURN}
 """Those that have the processor read the bytes by XRSTOR or XRSTORS."""
 UABI: Final = frozenset({Consumer.PTRACE, Consumer.KVM})
 """Those that have the kernel copy the bytes (``copy_uabi_to_xstate``)."""

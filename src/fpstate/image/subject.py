@@ -20,7 +20,7 @@ from fpstate.arch.component import (
     mask_of,
 )
 from fpstate.arch.layout import Format, Layout
-from fpstate.image.consumer import Consumer, Target
+from fpstate.image.consumer import FRAMES, INSTRUCTIONS, OLDER_FORMS, Consumer, Target
 
 MXCSR_AT: Final = 24
 SOFTWARE_AT: Final = 464
@@ -40,7 +40,6 @@ _WORD: Final = struct.Struct("<I")
 _MXCSR_CARRIERS: Final = mask_of(Component.SSE, Component.AVX)
 _SSE: Final = mask_of(Component.SSE)
 _UABI_MXCSR: Final = LEGACY | mask_of(Component.AVX)
-_OLDER: Final = frozenset({Consumer.FPREGS, Consumer.PRXFPREG, Consumer.FSAVE, Consumer.KVM_FPU})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +115,9 @@ class Subject:
     @cached_property
     def fx_only(self) -> bool:
         """Whether the bytes are taken for an FXSAVE image, of which no more than that is loaded."""
-        if self.consumer in _OLDER:
+        if self.consumer in OLDER_FORMS:
             return True
-        if self.consumer is not Consumer.SIGRETURN and self.consumer is not Consumer.SIGRETURN32:
+        if self.consumer not in FRAMES:
             return False
         return not self.is_frame or not self.sizes_fit or self.magic2 not in (None, MAGIC2)
 
@@ -128,7 +127,7 @@ class Subject:
         target = self.target
         if self.fx_only:
             return LEGACY
-        if self.consumer in (Consumer.SIGRETURN, Consumer.SIGRETURN32):
+        if self.consumer in FRAMES:
             return self.frame.xfeatures & target.user_xfeatures
         if self.consumer is Consumer.XRSTOR:
             return target.requested & target.xcr0
@@ -139,8 +138,7 @@ class Subject:
     @cached_property
     def instruction(self) -> bool:
         """Whether the processor itself reads these bytes, header and all, and not the kernel for it."""
-        restores = (Consumer.XRSTOR, Consumer.XRSTORS)
-        return self.consumer in restores or (self.consumer is Consumer.SIGRETURN and not self.fx_only)
+        return self.consumer in INSTRUCTIONS or (self.consumer is Consumer.SIGRETURN and not self.fx_only)
 
     @cached_property
     def takes_compacted(self) -> bool:

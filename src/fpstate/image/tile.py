@@ -18,10 +18,12 @@ MOST_BYTES: Final = 64
 ELEMENT_SIZE: Final = 4
 """Bytes of which a row must have a multiple for TILELOADD and TILESTORED."""
 
-_RESERVED: Final = (slice(2, 16), slice(32, 48), slice(56, 64))
-_START_ROW_AT: Final = 1
-_WIDTHS_AT: Final = 16
-_ROWS_AT: Final = 48
+RESERVED: Final = (slice(2, 16), slice(32, 48), slice(56, 64))
+START_ROW_AT: Final = 1
+WIDTHS_AT: Final = 16
+"""Of colsb, two bytes a tile."""
+ROWS_AT: Final = 48
+"""Of rows, a byte a tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Defect:
 def configuration_problem(data: bytes | memoryview) -> str:
     """Say why LDTILECFG raises #GP for these 64 bytes; empty where it takes them.
 
-    Palette 0 is taken whatever stands behind it, and means the initial configuration.
+    Palette 0 is taken whatever stands after it, and means the initial configuration.
     """
     defect = configuration_defect(data)
     return defect.text if defect else ""
@@ -50,7 +52,7 @@ def configuration_defect(data: bytes | memoryview) -> Defect | None:
         return None
     if data[0] != 1:
         return Defect(f"there is no palette {data[0]}", 0, data[0], 1)
-    for span in _RESERVED:
+    for span in RESERVED:
         if any(data[span]):
             at = _first(data, span.start)
             return Defect(
@@ -58,7 +60,7 @@ def configuration_defect(data: bytes | memoryview) -> Defect | None:
             )
     for tile in range(TILES):
         width, rows = shape(data, tile)
-        width_at, rows_at = _WIDTHS_AT + 2 * tile, _ROWS_AT + tile
+        width_at, rows_at = WIDTHS_AT + 2 * tile, ROWS_AT + tile
         text = f"tile {tile} has {rows} rows of {width} bytes"
         if width > MOST_BYTES or (width and not rows):
             return Defect(text, width_at, width, MOST_BYTES if rows else 0, tile)
@@ -83,28 +85,28 @@ def use_defects(data: bytes | memoryview) -> list[Defect]:
     defects = []
     for tile in range(TILES):
         width, rows = shape(data, tile)
-        start = data[_START_ROW_AT]
+        start = data[START_ROW_AT]
         if width % ELEMENT_SIZE:
             text = f"tile {tile} has rows of {width} bytes, which is not a multiple of {ELEMENT_SIZE}"
             defects.append(
-                Defect(text, _WIDTHS_AT + 2 * tile, width, width // ELEMENT_SIZE * ELEMENT_SIZE, tile)
+                Defect(text, WIDTHS_AT + 2 * tile, width, width // ELEMENT_SIZE * ELEMENT_SIZE, tile)
             )
         elif rows and start >= rows:
             text = f"start_row is {start}, and tile {tile} has {rows} rows"
-            defects.append(Defect(text, _START_ROW_AT, start, 0, tile))
+            defects.append(Defect(text, START_ROW_AT, start, 0, tile))
     return defects
 
 
 def shape(data: bytes | memoryview, tile: int) -> tuple[int, int]:
     """Return the bytes of a row (colsb) and the rows that a configuration gives a tile."""
-    at = _WIDTHS_AT + 2 * tile
-    return data[at] | data[at + 1] << 8, data[_ROWS_AT + tile]
+    at = WIDTHS_AT + 2 * tile
+    return data[at] | data[at + 1] << 8, data[ROWS_AT + tile]
 
 
 def is_loaded(data: bytes | memoryview) -> bool:
     """Tell whether a restore (XRSTOR, XRSTORS) loads these 64 bytes as they stand.
 
-    All others, palette 0 with anything behind it too, become the initial configuration, without a fault.
+    All others, palette 0 with anything after it too, become the initial configuration, without a fault.
     """
     return data[0] == 1 and configuration_defect(data) is None
 

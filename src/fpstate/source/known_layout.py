@@ -72,7 +72,7 @@ def inferred_layout(xcr0: int, length: int, xstate_bv: int) -> tuple[Layout, boo
 
 
 def within(layout: Layout, length: int) -> Layout:
-    """Return a standard layout without the components that end behind ``length``, nor those that go with them.
+    """Return a standard layout without the components that end beyond ``length``, nor those that go with them.
 
     As in XCR0, TILECFG goes with TILEDATA.
     """
@@ -84,7 +84,7 @@ def within(layout: Layout, length: int) -> Layout:
 def padded_layout(xcr0: int, length: int) -> Layout:
     """Return the one known layout of ``xcr0`` in a buffer that is as long as any state or longer; 0 is: not stated.
 
-    Where ``xcr0`` is stated, components that end behind the buffer are left out as ``within`` does.
+    Where ``xcr0`` is stated, components that end beyond the buffer are left out as ``within`` does.
     Raises AmbiguousLayout where known layouts differ, LayoutError where none fits.
     """
     fitting: dict[Layout, list[str]] = {}

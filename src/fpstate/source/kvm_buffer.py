@@ -38,10 +38,10 @@ def read_kvm_xsave(data: bytes, cpu: Cpu | None = None) -> ThreadState:
     """Return the state in a KVM_GET_XSAVE or KVM_GET_XSAVE2 buffer, which has the host's standard layout.
 
     Bytes 464 to 471 are the mask of what the host has, not the guest's XCR0: they choose the layout and are no
-    part of the state. Components that end behind the buffer are those that KVM gave the guest no permission for
+    part of the state. Components that end beyond the buffer are those that KVM gave the guest no permission for
     (TILEDATA, and TILECFG with it): they are left out. Raises LayoutError where ``cpu`` lacks components of the
     mask, AmbiguousLayout where no processor is named and known ones differ, ImageError for fewer than 4096 bytes
-    and where XSTATE_BV names what ends behind them.
+    and where XSTATE_BV names what ends beyond them.
     """
     if len(data) < KVM_XSAVE_SIZE:
         raise ImageError(
@@ -61,7 +61,7 @@ def read_kvm_xsave(data: bytes, cpu: Cpu | None = None) -> ThreadState:
     xstate_bv = int.from_bytes(data[XSTATE_BV_AT : XSTATE_BV_AT + 8], "little")
     if cut := xstate_bv & stated & ~layout.mask:
         raise ImageError(
-            f"XSTATE_BV names {mask_text(cut)}, which ends behind the {len(data)} bytes",
+            f"XSTATE_BV names {mask_text(cut)}, which ends beyond the {len(data)} bytes",
             offset=XSTATE_BV_AT,
             found=xstate_bv,
             expected=xstate_bv & layout.mask,

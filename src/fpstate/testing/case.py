@@ -13,7 +13,7 @@ from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Format, Layout
 from fpstate.image import Image
 from fpstate.image.canonical import register_spans
-from fpstate.image.consumer import Consumer, Target
+from fpstate.image.consumer import INIT_PKRU, OLDER_FORMS, Consumer, Target
 from fpstate.image.convert import convert
 from fpstate.image.finding import Finding
 from fpstate.image.legacy import FSAVE_LAYOUT, to_fsave, to_fxsave
@@ -30,12 +30,11 @@ from fpstate.image.subject import (
 )
 
 _C = Component
-_OLDER: Final = (Consumer.FPREGS, Consumer.PRXFPREG, Consumer.FSAVE, Consumer.KVM_FPU)
 _WHOLE_CPU: Final = "sapphire-rapids"
 _FIXED: Final[Mapping[int, bytes]] = MappingProxyType(
     {
         _C.X87: struct.pack("<HHBxHQQ", 0x37F, 0x3800, 0xC0, 0, 0, 0),
-        _C.PKRU: (0x55555554).to_bytes(4, "little"),
+        _C.PKRU: INIT_PKRU.to_bytes(4, "little"),
         _C.CET_U: struct.pack("<QQ", 1, 0x7FFF_0000_1000),
         _C.CET_S: struct.pack("<QQQ", 0x1000, 0x2000, 0x3000),
         _C.TILECFG: b"\1"
@@ -125,7 +124,7 @@ def clean_case(
         mask |= target.xss
     layout = Layout.compacted(cpu, mask) if format is Format.COMPACTED else target.standard
     data = _filled(layout, mask, target)
-    if consumer in _OLDER:
+    if consumer in OLDER_FORMS:
         return Case(_older(consumer, Image(data, layout)), consumer, target)
     if consumer is Consumer.SIGRETURN32:
         fsave = _older(Consumer.FSAVE, Image(data, layout)).ljust(IA32_FSAVE_SIZE, b"\0")

@@ -7,7 +7,17 @@ from typing import Final
 
 from fpstate.arch.component import COMPACTED_BIT
 from fpstate.image.subject import MXCSR_AT, RESERVED_AT, SOFTWARE_AT, XCOMP_BV_AT, XSTATE_BV_AT
-from fpstate.image.tile import CONFIGURATION_SIZE, MOST_BYTES, MOST_ROWS, TILES
+from fpstate.image.tile import (
+    CONFIGURATION_SIZE,
+    ELEMENT_SIZE,
+    MOST_BYTES,
+    MOST_ROWS,
+    RESERVED,
+    ROWS_AT,
+    START_ROW_AT,
+    TILES,
+    WIDTHS_AT,
+)
 
 
 def mangle(data: bytearray, source: random.Random, *, most: int = 3) -> None:
@@ -24,15 +34,15 @@ def tile_configuration(source: random.Random) -> bytes:
     """Return the 64 bytes of a TILECFG, about every other one such that LDTILECFG takes it.
 
     The others are broken on purpose: another palette, too many rows, rows too wide, rows of no bytes, reserved
-    bytes. Palette 0 with something behind it is among them: LDTILECFG takes it, and it means the initial one.
+    bytes. Palette 0 with something after it is among them: LDTILECFG takes it, and it means the initial one.
     """
     data = bytearray(CONFIGURATION_SIZE)
     data[0] = 1
     for tile in range(source.randint(0, TILES)):
-        data[16 + 2 * tile] = 4 * source.randint(1, MOST_BYTES // 4)
-        data[48 + tile] = source.randint(1, MOST_ROWS)
+        data[WIDTHS_AT + 2 * tile] = ELEMENT_SIZE * source.randint(1, MOST_BYTES // ELEMENT_SIZE)
+        data[ROWS_AT + tile] = source.randint(1, MOST_ROWS)
     if source.random() < 0.2:
-        data[1] = source.choice((1, 15, 16, 255))
+        data[START_ROW_AT] = source.choice((1, 15, 16, 255))
     if source.random() < 0.5:
         source.choice(_TILE_FAULTS)(data, source)
     return bytes(data)
@@ -43,27 +53,30 @@ def _no_palette(data: bytearray, source: random.Random) -> None:
 
 
 def _too_many_rows(data: bytearray, source: random.Random) -> None:
-    data[48 + source.randrange(TILES)] = source.choice((MOST_ROWS + 1, 255))
+    data[ROWS_AT + source.randrange(TILES)] = source.choice((MOST_ROWS + 1, 255))
 
 
 def _too_wide(data: bytearray, source: random.Random) -> None:
-    tile = 16 + 2 * source.randrange(TILES)
-    data[tile : tile + 2] = source.choice((MOST_BYTES + 1, 0x4000, 0xFFFF)).to_bytes(2, "little")
+    at = WIDTHS_AT + 2 * source.randrange(TILES)
+    data[at : at + 2] = source.choice((MOST_BYTES + 1, 0x4000, 0xFFFF)).to_bytes(2, "little")
 
 
 def _rows_of_nothing(data: bytearray, source: random.Random) -> None:
     tile = source.randrange(TILES)
     rows = source.choice((0, 1, MOST_ROWS))
-    data[48 + tile] = rows
-    data[16 + 2 * tile : 18 + 2 * tile] = (0 if rows else MOST_BYTES).to_bytes(2, "little")
+    data[ROWS_AT + tile] = rows
+    at = WIDTHS_AT + 2 * tile
+    data[at : at + 2] = (0 if rows else MOST_BYTES).to_bytes(2, "little")
 
 
 def _odd_width(data: bytearray, source: random.Random) -> None:
-    data[16 + 2 * source.randrange(TILES)] = source.randrange(256)
+    data[WIDTHS_AT + 2 * source.randrange(TILES)] = source.randrange(256)
 
 
 def _reserved_of_tiles(data: bytearray, source: random.Random) -> None:
-    data[source.choice((*range(2, 16), *range(32, 48), *range(56, 64)))] = source.randint(1, 255)
+    data[source.choice([at for span in RESERVED for at in range(span.start, span.stop)])] = source.randint(
+        1, 255
+    )
 
 
 def _any_tiles(data: bytearray, source: random.Random) -> None:

@@ -12,8 +12,7 @@ from typing import Final
 
 from fpstate.arch.component import COMPACTED_BIT, LEGACY, Component, mask_of
 from fpstate.arch.layout import Format, Layout
-from fpstate.image.consumer import WHOLE_IMAGE, Consumer, Target
-from fpstate.image.rule import FRAMES
+from fpstate.image.consumer import FRAMES, WHOLE_IMAGE, Consumer, Target
 from fpstate.image.subject import (
     FRAME,
     MAGIC1,
@@ -24,6 +23,7 @@ from fpstate.image.subject import (
     XCOMP_BV_AT,
     XSTATE_BV_AT,
 )
+from fpstate.image.tile import ROWS_AT, WIDTHS_AT
 from fpstate.testing.case import CLEAN_MXCSR, Case, as_frame, clean_case
 
 _C = Component
@@ -202,11 +202,11 @@ def _make_initial(case: Case) -> None:
 
 
 def _overfill_tile(case: Case) -> None:
-    case.data[case.place(_C.TILECFG).start + 48] = 17
+    case.data[case.place(_C.TILECFG).start + ROWS_AT] = 17
 
 
 def _narrow_tile(case: Case) -> None:
-    case.data[case.place(_C.TILECFG).start + 16] = 62
+    case.data[case.place(_C.TILECFG).start + WIDTHS_AT] = 62
 
 
 def _amd_mxcsr(case: Case) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from fpstate.arch import Component, mask_of
+from fpstate.arch.component import AMX
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.vcpu import KvmVcpu, Machine
 from fpstate.errors import KvmError
 from fpstate.image.subject import SOFTWARE_AT
 from recorded import Case, Patch, build
 
-from .host import TILES, Host
+from .host import Host
 from .inputs import TEMPLATES, Inputs
 from .regsets import readback
 
@@ -32,7 +33,7 @@ class Guests:
         self.device = device
         self.size = device.xsave_size
         self.supported = device.supported_xcr0
-        known = host.xcr0 & ~TILES if self.supported is None else host.xcr0 & self.supported
+        known = host.xcr0 & ~AMX if self.supported is None else host.xcr0 & self.supported
         self.pattern = inputs.pattern(known)
         self.templates = [self._template() for _ in range(TEMPLATES)]
         self.bases = [bytes(build(patches, inputs.pool, self.size)) for patches in self.templates]

@@ -8,9 +8,9 @@ from functools import cache, cached_property
 from typing import Any
 
 from fpstate.arch import Component, Cpu, Layout, mask_of
-from fpstate.arch.component import COMPACTED_BIT, LEGACY, LEGACY_PLACES, components_in
+from fpstate.arch.component import AMX, COMPACTED_BIT, LEGACY, LEGACY_PLACES, components_in
+from fpstate.image.consumer import INIT_PKRU
 
-TILES = mask_of(Component.TILECFG, Component.TILEDATA)
 NONE, USED, UNUSED = 0, 1, 2
 """Permission for TILEDATA as headers state it: not asked for; tiles were used; asked for, and not used yet."""
 _LISTED = (0, 1, 2, 5, 6, 7, 9, 17, 18)
@@ -62,7 +62,7 @@ class Host:
     @property
     def has_tiles(self) -> bool:
         """Whether tiles can be had by permission."""
-        return self.xcr0 & TILES == TILES and self.cpu.has("XFD")
+        return self.xcr0 & AMX == AMX and self.cpu.has("XFD")
 
     @property
     def permissions(self) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ def describe(host: Host, *, pointers: dict[str, int], kvm: str) -> dict[str, Any
         },
     }
     if host.has_pkru:
-        described["default_pkru"] = 0x55555554
+        described["default_pkru"] = INIT_PKRU
     return described
 
 

@@ -22,7 +22,6 @@ FSAVE = 112
 FAR = 4096
 """Zeros behind most images, so that no restore reaches the end of memory."""
 _BATCH = 64
-_NEAR = 64
 _SKEWS = (1, 4, 8, 16, 32, 48)
 _MAGIC2_SIZE = 4
 _TRAILING = 65536

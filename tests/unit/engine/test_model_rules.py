@@ -141,7 +141,7 @@ def test_the_refusals_are_of_every_kind(name):
 def test_rules_and_model_take_a_processor_for_the_same(name):
     cpu = Cpu.catalog(name)
     behaviour, target = Behaviour.of(cpu), Target.from_cpu(cpu)
-    assert behaviour.probes_absent == target.reads_absent
+    assert behaviour.reads_absent == target.reads_absent
     assert behaviour.header_first == target.header_first
     assert behaviour.partial_restore == target.partial_restore
 

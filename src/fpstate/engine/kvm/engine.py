@@ -24,13 +24,13 @@ from fpstate.engine.kvm.cpuid import cr4_bits, leaf, protection_keys
 from fpstate.engine.kvm.device import Device
 from fpstate.engine.kvm.exchange import PKRU, Exchange
 from fpstate.engine.kvm.guest import KvmGuest
-from fpstate.engine.kvm.measured import pkru_inside, xcr0_inside
 from fpstate.engine.kvm.queue import KvmQueue
+from fpstate.engine.kvm.small_guest import pkru_inside, xcr0_inside
 from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import blocked_in_guests, tick_signal
+from fpstate.engine.kvm.tile_denial import denial, uses_tiles
 from fpstate.engine.kvm.vcpu import Machine
-from fpstate.engine.kvm.withheld import denial, uses_tiles
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import FpStateError, UnsupportedHere, VsoError
 from fpstate.program.block import Block

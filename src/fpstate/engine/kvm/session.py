@@ -26,10 +26,10 @@ from fpstate.engine.kvm.reset import reset, reset_debug, reset_events
 from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import Ticker, blocked_in_guests, tick_signal
+from fpstate.engine.kvm.tile_denial import uses_tiles
 from fpstate.engine.kvm.transfer import LoadReport, load, save
 from fpstate.engine.kvm.trap import Stop, Why, read_stop
 from fpstate.engine.kvm.vcpu import Machine
-from fpstate.engine.kvm.withheld import uses_tiles
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import PermissionRequestError, ProgramError, UnsupportedHere, VsoError
 from fpstate.program.block import YIELD, Block

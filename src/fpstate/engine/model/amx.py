@@ -17,6 +17,7 @@ from fpstate.image.tile import (
     ELEMENT_SIZE,
     MOST_BYTES,
     MOST_ROWS,
+    START_ROW_AT,
     configuration_problem,
     restore_defect,
     shape,
@@ -26,7 +27,6 @@ TILECFG: Final = int(Component.TILECFG)
 TILEDATA: Final = int(Component.TILEDATA)
 
 _TILE_SIZE: Final = MOST_ROWS * MOST_BYTES
-_START_ROW: Final = 1
 
 
 def ldtilecfg(machine: Machine, data: bytes) -> None:
@@ -40,7 +40,7 @@ def ldtilecfg(machine: Machine, data: bytes) -> None:
 
 
 def check_contents(data: bytes) -> None:
-    """Raise #GP for 64 bytes that the register cannot hold; palette 0 has nothing behind it."""
+    """Raise #GP for 64 bytes that the register cannot hold; palette 0 has nothing after it."""
     if defect := restore_defect(data):
         raise fault(PROTECTION, f"TILECFG: {defect.text}", "SDM Vol. 2, LDTILECFG")
 
@@ -66,7 +66,7 @@ def tilezero(machine: Machine, tile: int) -> None:
 
 
 def tileloadd(machine: Machine, tile: int, data: bytes, stride: int) -> None:
-    """TILELOADD: rows from start_row on, each ``stride`` bytes behind the last; what is outside them becomes zero."""
+    """TILELOADD: rows from start_row on, each ``stride`` bytes after the last; what is outside them becomes zero."""
     start_row, rows, width = _addressable(machine, tile)
     kept = machine.file.values[TILEDATA][tile * _TILE_SIZE :][: start_row * MOST_BYTES]
     loaded = (
@@ -76,7 +76,7 @@ def tileloadd(machine: Machine, tile: int, data: bytes, stride: int) -> None:
 
 
 def tilestored(machine: Machine, tile: int, area: Area, stride: int) -> None:
-    """TILESTORED: rows from start_row on, each ``stride`` bytes behind the last."""
+    """TILESTORED: rows from start_row on, each ``stride`` bytes after the last."""
     start_row, rows, width = _addressable(machine, tile)
     value = machine.file.values[TILEDATA][tile * _TILE_SIZE :]
     for row in range(start_row, rows):
@@ -104,7 +104,7 @@ def _addressable(machine: Machine, tile: int) -> tuple[int, int, int]:
             UNDEFINED, f"tile {tile} has rows of {width} bytes, not whole words", "SDM Vol. 2, TILELOADD"
         )
     machine.held_back(mask_of(TILEDATA))
-    start_row = machine.file.values[TILECFG][_START_ROW]
+    start_row = machine.file.values[TILECFG][START_ROW_AT]
     if start_row >= rows:
         raise fault(
             UNDEFINED, f"start_row {start_row}, and tile {tile} has {rows} rows", "SDM Vol. 2, TILELOADD"
@@ -121,5 +121,5 @@ def _put(machine: Machine, tile: int, value: bytes) -> None:
 def _restart(machine: Machine) -> None:
     """Begin with row 0 next time."""
     configuration = machine.file.values[TILECFG]
-    if configuration[_START_ROW]:
-        machine.file.put(TILECFG, configuration[:_START_ROW] + b"\0" + configuration[_START_ROW + 1 :])
+    if configuration[START_ROW_AT]:
+        machine.file.put(TILECFG, configuration[:START_ROW_AT] + b"\0" + configuration[START_ROW_AT + 1 :])

@@ -23,11 +23,11 @@ Area = bytearray | memoryview
 
 
 def check_alignment(machine: Machine, address: int | None, alignment: int) -> None:
-    """Raise #GP, or #AC where alignment is checked at CPL 3, for an address that is no multiple."""
+    """Raise #GP, or #AC where alignment is checked at CPL 3, for an address that is not a multiple."""
     if address is None or not address % alignment:
         return
     vector = ALIGNMENT if machine.alignment_check and machine.cpl == 3 else PROTECTION
-    raise refusal("XS006", f"the address {address:#x} is no multiple of {alignment}", vector=vector)
+    raise refusal("XS006", f"the address {address:#x} is not a multiple of {alignment}", vector=vector)
 
 
 def check_length(area: Area | bytes, needed: int, rule: str) -> None:

@@ -11,7 +11,6 @@ from typing import Final, Self
 from fpstate.arch.cpu import Cpu
 
 _LINEAR_BITS: Final = {True: 57, False: 48}
-_AMD: Final = frozenset({"AuthenticAMD", "HygonGenuine"})
 
 
 class Pointers(enum.Enum):
@@ -38,10 +37,10 @@ class Behaviour:
     ``modified_optimisation``: XSAVEOPT and XSAVES leave out what was not modified since the restore from the
     same area. ``writes_disabled``: XSAVE writes a component that IA32_XFD holds back, as initial.
     ``shows_disabled``: XGETBV with ECX = 1 shows such a component's XINUSE bit all the same.
-    ``probes_absent``: in the compacted format too, the last byte of what is asked for is touched, present or not.
+    ``reads_absent``: in the compacted format too, the last byte of what is asked for is touched, present or not.
     ``header_first``: a header that is illegal is noticed before memory that ends too early.
     ``partial_restore``: an XRSTOR that is refused for a compacted image's MXCSR has initialised what is absent, but
-    for PKRU, and has loaded x87 and XMM. ``pkru_padding``: saves write the reserved bytes behind PKRU too, as zeros.
+    for PKRU, and has loaded x87 and XMM. ``pkru_padding``: saves write the reserved bytes after PKRU too, as zeros.
     """
 
     tracks_values: bool = False
@@ -54,7 +53,7 @@ class Behaviour:
     modified_optimisation: bool = True
     writes_disabled: bool = True
     shows_disabled: bool = False
-    probes_absent: bool = True
+    reads_absent: bool = True
     header_first: bool = False
     partial_restore: bool = False
     pkru_padding: bool = False
@@ -62,7 +61,7 @@ class Behaviour:
     @classmethod
     def of(cls, cpu: Cpu) -> Self:
         """Return how a processor behaves as far as its vendor and its feature flags tell."""
-        amd = cpu.vendor in _AMD
+        amd = cpu.is_amd
         zeroed = Pointers.ZEROED if cpu.has("RSTRFPERRPTRS") else Pointers.UNTOUCHED
         linear = _LINEAR_BITS[cpu.has("AVX512F" if amd else "LA57")]
         return cls(
@@ -73,7 +72,7 @@ class Behaviour:
             selectors=not cpu.has("FCS_FDS_DEPRECATED"),
             pointers_on_exception=cpu.has("FDP_EXCPTN_ONLY"),
             upper_in_use=amd,
-            probes_absent=not amd,
+            reads_absent=not amd,
             header_first=amd,
             partial_restore=not amd,
             pkru_padding=amd,
@@ -97,7 +96,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "writes_disabled": "SDM Vol. 1, 13.14: saves treat the component as initial, XSAVE may write it; that it "
         "does: measured on Emerald Rapids",
         "shows_disabled": "SDM Vol. 1, 13.14 does not say; an assumption",
-        "probes_absent": "SDM Vol. 1, 13.13 allows any byte of what is operated on; measured on Emerald Rapids, and "
+        "reads_absent": "SDM Vol. 1, 13.13 allows any byte of what is operated on; measured on Emerald Rapids, and "
         "that it is not so on Zen 4",
         "header_first": "no manual; measured on Zen 4, and that it is not so on Emerald Rapids",
         "partial_restore": "no manual; measured on Emerald Rapids, and that it is not so on Zen 4 and Zen 5",

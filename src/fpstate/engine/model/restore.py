@@ -110,7 +110,7 @@ def _restore_compacted(
     spans, _ = machine.places.compacted(held)
     if machine.behaviour.header_first:
         _check_compacted(area, present, held)
-    check_length(area, touched(spans, rfbm if machine.behaviour.probes_absent else rfbm & present), "XS002")
+    check_length(area, touched(spans, rfbm if machine.behaviour.reads_absent else rfbm & present), "XS002")
     _check_compacted(area, present, held)
     machine.held_back(rfbm & present, "XS018")
     try:

@@ -140,7 +140,7 @@ def _put_compacted(
     wide: bool,
 ) -> None:
     spans, _ = machine.places.compacted(rfbm)
-    needed = rfbm & ~machine.xfd if machine.behaviour.probes_absent else present
+    needed = rfbm & ~machine.xfd if machine.behaviour.reads_absent else present
     _check(machine, area, touched(spans, needed), address)
     if written & _X87:
         _put_x87(machine, area, wide)

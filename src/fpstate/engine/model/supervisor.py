@@ -65,7 +65,7 @@ def _check_pointers(data: bytes) -> None:
     for start in range(0, len(data), 8):
         if data[start] & _SSP_RESERVED:
             pointer = int.from_bytes(data[start : start + 8], "little")
-            raise refusal("XS019", f"the shadow-stack pointer {pointer:#x} is no multiple of 4")
+            raise refusal("XS019", f"the shadow-stack pointer {pointer:#x} is not a multiple of 4")
 
 
 _CHECKS: Final[Mapping[int, Callable[[bytes], None]]] = MappingProxyType(

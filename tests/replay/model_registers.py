@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from registers import COMPONENTS, CONTROL, INITIAL, REACH_32, Source, holds
+from register_letters import COMPONENTS, CONTROL, INITIAL, REACH_32, Source, holds
 from sequence_operations import enter
 
 from fpstate.arch import Component, Layout

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from registers import COMPONENTS, CONTROL, REACH_32, Pointers, Source, control_fields, holds
+from register_letters import COMPONENTS, CONTROL, REACH_32, Pointers, Source, control_fields, holds
 
 from fpstate.arch import Component, Layout, mask_of
 from fpstate.arch.component import COMPACTED_BIT
@@ -38,7 +39,7 @@ class Judge:
         kept_pkru = Source(pattern, target.standard).read(Component.PKRU)
         self.kept_pkru = int.from_bytes(kept_pkru[:4], "little") if kept_pkru else 0
         self.kept_control = control_fields(pattern[:24], self.pointers, wide=True, read_wide=not self.mode32)
-        self.was_refused = False
+        self.counts: Counter[str] = Counter()
 
     def problem(self, case: Case) -> str:
         """Say what is not as foretold; empty where all is."""
@@ -51,6 +52,43 @@ class Judge:
     def stated(self, data: bytes | bytearray, verdict: Verdict) -> Source:
         """Return what ``L`` stands for: the image's bytes where its own format has them."""
         return Source(data, self.layout(data, verdict))
+
+    @staticmethod
+    def fates(loaded: int, kept: int, sources: Mapping[str, Source]) -> Callable[[int], str]:
+        """Return a function that gives the letter of a component; F: x87 from a source of its own."""
+
+        def fate(component: int) -> str:
+            if loaded >> component & 1:
+                return "F" if "F" in sources and component == Component.X87 else "L"
+            return "K" if kept >> component & 1 else "I"
+
+        return fate
+
+    def afterwards(
+        self,
+        listed: list[Any],
+        xinuse: int,
+        opened: int | None,
+        verdict: Verdict,
+        sources: Mapping[str, Source],
+        control: bytes,
+        *,
+        written_32: bool = False,
+    ) -> str:
+        """Compare everything that the program itself finds in its registers; ``opened``: see ``pkru``."""
+        return (
+            self.word("MXCSR", listed[0], verdict.mxcsr, self.kept_mxcsr)
+            or self.pkru(listed[1], opened, verdict)
+            or self.registers(
+                listed[2:],
+                self.fates(verdict.loaded, verdict.kept, sources),
+                sources,
+                control,
+                reading_32=self.mode32,
+                written_32=written_32,
+            )
+            or self.in_use(xinuse, listed[2:])
+        )
 
     def layout(self, data: bytes | bytearray, verdict: Verdict) -> Layout | None:
         """Return the layout that an image's own format gives, within XCR0."""

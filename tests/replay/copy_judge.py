@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from judge import Judge
-from registers import INITIAL, Source, control_fields
+from image_judge import Judge
+from register_letters import INITIAL, Source, control_fields
 
 from fpstate.arch import Component, mask_of
 from fpstate.arch.component import LEGACY, xcr0_problem
@@ -25,7 +25,7 @@ class Copied(Judge):
 
     def errno(self, answer: Mapping[str, Any], verdict: Verdict) -> str:
         """Compare what the call returned; what it refuses leaves everything as it was."""
-        self.was_refused = not verdict.accepted
+        self.counts["refused"] += not verdict.accepted
         if answer["e"] != _ERRNOS[verdict.answer]:
             return (
                 f"errno {answer['e']}, not {verdict.answer or 0} by {[each.id for each in verdict.refusals]}"
@@ -43,18 +43,13 @@ class Copied(Judge):
         """Compare XSTATE_BV and the registers that GETREGSET or GET_XSAVE gave."""
         shown = self.shown(verdict)
         xstate_bv = verdict.reported | verdict.kept & shown & self.kept_xstate_bv
-
-        def fate(component: int) -> str:
-            if verdict.reported >> component & 1:
-                return "F" if "F" in sources and component == Component.X87 else "L"
-            return "K" if verdict.kept & shown & 1 << component else "I"
-
+        fates = self.fates(verdict.reported, verdict.kept & shown, sources)
         if listed[0] != xstate_bv:
             return f"XSTATE_BV reads back as {listed[0]:#x}, not {xstate_bv:#x}"
         return (
             self.word("MXCSR, read back,", listed[1], verdict.reported_mxcsr, self.kept_mxcsr)
             or self.word("PKRU, read back,", listed[2], pkru, self.kept_pkru)
-            or self.registers(listed[3:], fate, sources, control)
+            or self.registers(listed[3:], fates, sources, control)
         )
 
     def shown(self, verdict: Verdict) -> int:
@@ -94,19 +89,8 @@ class Ptrace(Copied):
         ):
             return problem
         xinuse, real_pkru, *listed = answer["v"]
-
-        def fate(component: int) -> str:
-            if verdict.loaded >> component & 1:
-                return "F" if "F" in sources and component == Component.X87 else "L"
-            return "K" if verdict.kept >> component & 1 else "I"
-
         control = control_fields(as_written, self.pointers, wide=True, read_wide=not self.mode32)
-        return (
-            self.word("MXCSR", listed[0], verdict.mxcsr, self.kept_mxcsr)
-            or self.pkru(listed[1], real_pkru, verdict)
-            or self.registers(listed[2:], fate, sources, control, reading_32=self.mode32)
-            or self.in_use(xinuse, listed[2:])
-        )
+        return self.afterwards(listed, xinuse, real_pkru, verdict, sources, control)
 
 
 class Kvm(Copied):
@@ -115,7 +99,6 @@ class Kvm(Copied):
     _xcr0 = mask_of(Component.X87)
 
     def problem(self, case: Case) -> str:
-        self.was_refused = False
         return getattr(self, f"_{case['o']}")(case, case["r"])  # type: ignore[no-any-return]
 
     def _pattern(self, case: Case, answer: Mapping[str, Any]) -> str:
@@ -147,7 +130,7 @@ class Kvm(Copied):
 
     def _set_xcr0(self, case: Case, answer: Mapping[str, Any]) -> str:
         problem = xcr0_problem(case["v"], self.target.guest_xcr0 | mask_of(Component.X87))
-        self.was_refused = bool(problem)
+        self.counts["refused"] += bool(problem)
         self._xcr0 = self._xcr0 if problem else case["v"]
         if answer["e"] != (_ERRNOS["EINVAL"] if problem else 0):
             return f"errno {answer['e']} for XCR0 {case['v']:#x}: {problem or 'it is legal'}"

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from judge import Judge
-from registers import INITIAL, Source, control_fields
+from image_judge import Judge
+from register_letters import INITIAL, Source, control_fields
 
-from fpstate.arch import Component
+from fpstate.arch.exception import MNEMONICS
 from fpstate.image.consumer import Consumer, Target
 from fpstate.image.legacy import from_fsave
 from fpstate.image.outcome import cleared
 from fpstate.image.rules import Verdict
+from linux_signal import REFUSED_FRAME, SIGNALS
 from recorded import Case
 
 PAGE: Final = 4096
 FSAVE_PART: Final = 112
 FSAVE_SIZE: Final = 108
-_FAULTS: Final = {"#GP": ([11, 128, 13],), "#PF": ([11, 2, 14], [11, 1, 14]), "#NM": ([4, 1, None],)}
-_REFUSED_FRAME: Final = [11, 128, None]
+_FAULTS: Final = {MNEMONICS[vector]: told for vector, told in SIGNALS.items()} | {"SIGSEGV": (REFUSED_FRAME,)}
+"""What is recorded of a refusal, by ``Verdict.answer``."""
 
 
 class Restored(Judge):
@@ -31,11 +32,10 @@ class Restored(Judge):
         whole = self.image(case, case["n"]) + bytes(case["s"])
         address = -(case["s"] + case["n"]) % PAGE
         verdict = self.verdict(case, whole, address)
-        self.was_refused = not verdict.accepted
+        self.counts["refused"] += not verdict.accepted
         if problem := self.fault(answer, verdict, len(whole)):
             return problem
         data = whole[start:]
-        listed = answer["g"]
         sources = {"L": self.stated(data, verdict), "K": self.kept, "I": INITIAL}
         raw = self.x87_of(whole, start)
         if start and verdict.loaded & 1:
@@ -46,18 +46,9 @@ class Restored(Judge):
             wide=operation in ("xrstor64", "sigreturn64", "sigreturn32"),
             read_wide=not self.mode32,
         )
-        return (
-            self.word("MXCSR", listed[0], verdict.mxcsr, self.kept_mxcsr)
-            or self.pkru(listed[1], answer.get("k"), verdict)
-            or self.registers(
-                listed[2:],
-                self._fates(verdict, fsave=bool(start)),
-                sources,
-                control,
-                reading_32=self.mode32,
-                written_32=operation.endswith("@32"),
-            )
-            or self.in_use(answer["x"], listed[2:])
+        return self.afterwards(
+            *(answer["g"], answer["x"], answer.get("k"), verdict, sources, control),
+            written_32=operation.endswith("@32"),
         )
 
     @staticmethod
@@ -70,17 +61,18 @@ class Restored(Judge):
     def verdict(self, case: Case, data: bytes | bytearray, address: int) -> Verdict:
         raise NotImplementedError
 
-    def fault(self, answer: Mapping[str, Any], verdict: Verdict, length: int) -> str:
-        raise NotImplementedError
-
     @staticmethod
-    def _fates(verdict: Verdict, *, fsave: bool) -> Callable[[int], str]:
-        def fate(component: int) -> str:
-            if verdict.loaded >> component & 1:
-                return "F" if fsave and component == Component.X87 else "L"
-            return "K" if verdict.kept >> component & 1 else "I"
-
-        return fate
+    def fault(answer: Mapping[str, Any], verdict: Verdict, length: int) -> str:
+        """Compare the signal; a page fault is at the end of memory, ``length`` bytes from the image's start."""
+        if verdict.accepted:
+            return f"fault {answer['f']}, taken by the rules" if "f" in answer else ""
+        if answer.get("f") not in _FAULTS[verdict.answer]:
+            return (
+                f"fault {answer.get('f')}, not {verdict.answer} by {[each.id for each in verdict.refusals]}"
+            )
+        if verdict.answer == "#PF" and answer["at"] < length:
+            return f"#PF at byte {answer['at']} of {length}"
+        return ""
 
 
 class Xrstor(Restored):
@@ -96,17 +88,6 @@ class Xrstor(Restored):
             self._asked[mask] = self.target.with_(requested=mask)
         return self.foretell(data, Consumer.XRSTOR, self._asked[mask], address=address)
 
-    def fault(self, answer: Mapping[str, Any], verdict: Verdict, length: int) -> str:
-        if verdict.accepted:
-            return f"fault {answer['f']}, taken by the rules" if "f" in answer else ""
-        if answer.get("f") not in _FAULTS[verdict.answer]:
-            return (
-                f"fault {answer.get('f')}, not {verdict.answer} by {[each.id for each in verdict.refusals]}"
-            )
-        if verdict.answer == "#PF" and answer["at"] < length:
-            return f"#PF at byte {answer['at']} of {length}"
-        return ""
-
 
 class Sigreturn(Restored):
     """rt_sigreturn, and sigreturn of the i386 table; an image of no bytes stands for a frame without one."""
@@ -116,12 +97,3 @@ class Sigreturn(Restored):
         if not case["n"]:
             return cleared(self.target, consumer)
         return self.foretell(data, consumer, self.target, address=address)
-
-    def fault(self, answer: Mapping[str, Any], verdict: Verdict, length: int) -> str:
-        if verdict.accepted:
-            return f"fault {answer['f']}, taken by the rules" if "f" in answer else ""
-        if answer.get("f") != _REFUSED_FRAME or verdict.answer != "SIGSEGV":
-            return (
-                f"fault {answer.get('f')}, not {verdict.answer} by {[each.id for each in verdict.refusals]}"
-            )
-        return ""

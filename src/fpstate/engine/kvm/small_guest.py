@@ -1,4 +1,4 @@
-"""What a program finds in a KVM guest that neither CPUID nor an ioctl tells: asked of a small guest.
+"""A small guest that finds out what neither CPUID nor an ioctl says: which XCR0 and PKRU programs find.
 
 A KVM without hardware virtualization runs CPL 3 with the host's XCR0 and CR4, whatever the guest has in them.
 """
@@ -24,7 +24,7 @@ _FINISH: Final = b"\xb8" + FINISHED.to_bytes(4, "little") + OUT_INSTRUCTION
 _QUANTUM_NS, _BUDGET_NS, _TRIES = 1_000_000, 1_000_000_000, 10
 
 
-class Small(Protocol):
+class Engine(Protocol):
     """What makes and runs a guest; the KVM engine does."""
 
     def small_guest(self, program: Program) -> KvmGuest:
@@ -34,17 +34,17 @@ class Small(Protocol):
         """Return an empty queue."""
 
 
-def xcr0_inside(engine: Small) -> int | None:
+def xcr0_inside(engine: Engine) -> int | None:
     """Return bits 0 to 31 of XCR0 as a guest finds them that was given x87 and SSE; None where XGETBV faults."""
     return _eax_of(engine, "xgetbv", _XGETBV)
 
 
-def pkru_inside(engine: Small) -> int | None:
+def pkru_inside(engine: Engine) -> int | None:
     """Return the PKRU that a guest finds at its start; None where RDPKRU faults."""
     return _eax_of(engine, "rdpkru", _RDPKRU)
 
 
-def _eax_of(engine: Small, name: str, instruction: bytes) -> int | None:
+def _eax_of(engine: Engine, name: str, instruction: bytes) -> int | None:
     code = _CLEAR_ECX + instruction + _STORE_EAX + _FOUR_BYTES + _FINISH
     program = Program(name, (Segment(0, code, len(code), writable=True, executable=True),), 0)
     guest = engine.small_guest(program)

@@ -7,9 +7,9 @@ from kvm_runs import check, run_all, run_one
 
 from fpstate.arch.component import AMX, AVX512, LEGACY
 from fpstate.engine.kvm.engine import KvmEngine
-from fpstate.engine.kvm.measured import pkru_inside, xcr0_inside
 from fpstate.engine.kvm.opcode import loads_tile_configuration
-from fpstate.engine.kvm.withheld import uses_tiles
+from fpstate.engine.kvm.small_guest import pkru_inside, xcr0_inside
+from fpstate.engine.kvm.tile_denial import uses_tiles
 from fpstate.errors import PermissionDenied, UnsupportedHere
 from fpstate.program import BUILTIN, Program
 from fpstate.vso.manager import Manager
@@ -60,11 +60,11 @@ def test_a_guest_tells_whether_it_has_a_pkru(kvm):
 
 
 def test_a_guest_that_never_ends_tells_nothing(kvm, monkeypatch):
-    from fpstate.engine.kvm import measured
+    from fpstate.engine.kvm import small_guest
 
     engine = kvm()
-    monkeypatch.setattr(measured, "_XGETBV", b"\xeb\xfe")
-    monkeypatch.setattr(measured, "_BUDGET_NS", 1_000_000)
+    monkeypatch.setattr(small_guest, "_XGETBV", b"\xeb\xfe")
+    monkeypatch.setattr(small_guest, "_BUDGET_NS", 1_000_000)
     assert xcr0_inside(engine) is None
     assert engine.manager.statistics().contexts == 0
 
@@ -156,7 +156,7 @@ def test_which_built_in_programs_would_be_denied(builtin):
 
 def test_tiles_that_are_permitted_and_not_there_are_said_to_be_missing(kvm):
     from fpstate.arch import Cpu
-    from fpstate.engine.kvm.withheld import denial
+    from fpstate.engine.kvm.tile_denial import denial
     from fpstate.vso.permission import Kind
 
     manager = Manager(Cpu.catalog("emerald-rapids"))
