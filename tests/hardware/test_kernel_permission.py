@@ -65,7 +65,9 @@ def test_a_request_is_answered_as_the_kernel_answers_it(component, kind):
     if (kernel.host if kind is Kind.HOST else kernel.guest) is None:
         pytest.skip("ARCH_GET_XCOMP_PERM (Linux 5.16) or ARCH_GET_XCOMP_GUEST_PERM (5.17)")
     if dynamic() >> component & 1:
-        pytest.skip("asked for in a process of its own, below: what is granted stays, to every test that follows")
+        pytest.skip(
+            "asked for in a process of its own, below: what is granted stays, to every test that follows"
+        )
     ours = refusal(
         lambda number: Permissions(FpuConfig.from_cpu(Cpu.host())).request(number, kind), component
     )
