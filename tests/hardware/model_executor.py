@@ -23,6 +23,9 @@ _PAGE = 4096
 _MOST_OPERATIONS = 64 * SEQUENCES
 _MOST_COPIES = 12 * SEQUENCES
 _TELLING_POINTER = 0x0100_8000_0000_0001
+_CHILD_ENVIRONMENT = {**ENVIRONMENT, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
+"""Without rseq: the kernel writes to it at each task switch, with whatever PKRU is loaded, and raises SIGSEGV where a
+sequence has just closed key 0."""
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-mgeneral-regs-only", "-fno-pie", "-no-pie")
 
 
@@ -59,7 +62,7 @@ class Executor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env=ENVIRONMENT,
+            env=_CHILD_ENVIRONMENT,
             pass_fds=[self._file],
         )
 

@@ -29,6 +29,23 @@ assert read_kernel_permission().guest & mask == mask
 """
 
 
+ASK_FOR_THIS_PROCESS = """
+import sys
+from fpstate.arch import Cpu
+from fpstate.arch.component import components_in
+from fpstate.vso.config import FpuConfig
+from fpstate.vso.kernel_permission import read_kernel_permission, request_from_kernel
+from fpstate.vso.permission import Kind, Permissions
+mask, permissions = int(sys.argv[1]), Permissions(FpuConfig.from_cpu(Cpu.host()))
+assert read_kernel_permission().host & mask == 0
+for again in range(2):
+    request_from_kernel(mask, Kind.HOST)
+    for component in components_in(mask):
+        permissions.request(component, Kind.HOST)
+    assert read_kernel_permission().host == permissions.user_mask(Kind.HOST)
+"""
+
+
 def dynamic() -> int:
     return FpuConfig.from_cpu(Cpu.host()).init_xfd
 
@@ -47,8 +64,10 @@ def test_a_request_is_answered_as_the_kernel_answers_it(component, kind):
     kernel = read_kernel_permission()
     if (kernel.host if kind is Kind.HOST else kernel.guest) is None:
         pytest.skip("ARCH_GET_XCOMP_PERM (Linux 5.16) or ARCH_GET_XCOMP_GUEST_PERM (5.17)")
-    if dynamic() >> component & 1 and kind is Kind.GUEST:
-        pytest.skip("asked for in a process of its own, below: another test may have made a vCPU")
+    if dynamic() >> component & 1:
+        pytest.skip(
+            "asked for in a process of its own, below: what is granted stays, to every test that follows"
+        )
     ours = refusal(
         lambda number: Permissions(FpuConfig.from_cpu(Cpu.host())).request(number, kind), component
     )
@@ -56,6 +75,16 @@ def test_a_request_is_answered_as_the_kernel_answers_it(component, kind):
     if component == 19 and kernels == "EINVAL":
         pytest.skip("a kernel that knows APX (Linux 6.16)")
     assert ours == kernels
+
+
+def test_host_permission_is_granted_to_the_process_that_asks_and_to_no_other():
+    if not dynamic():
+        pytest.skip("a processor with components that are given on request (XFD: AMX)")
+    before = read_kernel_permission().host
+    command = [sys.executable, "-c", ASK_FOR_THIS_PROCESS, str(dynamic())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_kernel_permission().host == before
 
 
 @pytest.mark.parametrize("order", ["open", "frozen"])
