@@ -97,6 +97,28 @@ def test_a_zeroed_header_gives_back_every_component():
     assert {repair.rule for repair in done.repairs} == {"XS101", "XS113"}
 
 
+@pytest.mark.parametrize("consumer", WHOLE_IMAGE)
+@pytest.mark.parametrize("bare", [False, True], ids=["as it is", "of no frame"])
+def test_an_illegal_tilecfg_is_left_out_for_every_consumer(consumer, bare):
+    """Of bytes that are no frame too, of which one is made: until then nothing but the FXSAVE part counts."""
+    case = broken_case("XS034", consumer)
+    if bare:
+        case.data[464:512] = bytes(48)
+    done = sanitise(case.data, consumer, case.target)
+    assert "XS034" in {repair.rule for repair in done.repairs}
+    assert "XS034" not in {finding.id for finding in done.findings}
+    verdict = predict(done.data, consumer, case.target)
+    assert not verdict.lost
+    assert verdict.initialised & mask_of(Component.TILECFG)
+    assert verdict.loaded & mask_of(Component.TILEDATA)
+
+
+def test_a_tilecfg_that_is_not_asked_for_is_left_alone():
+    case = broken_case("XS034", Consumer.XRSTOR)
+    case.target = case.target.with_(requested=0xE7)
+    assert sanitise(case.data, Consumer.XRSTOR, case.target).repairs == ()
+
+
 def test_mxcsr_is_given_an_sse_bit_and_no_stale_xmm():
     case = broken_case("XS027", Consumer.PTRACE)
     case.data[160:416] = b"\xaa" * 256
