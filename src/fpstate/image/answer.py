@@ -21,7 +21,7 @@ _FAULTS: Final[Mapping[str, str]] = MappingProxyType({"XS001": "#PF", "XS002": "
 _INSTRUCTIONS: Final = frozenset({Consumer.XRSTOR, Consumer.XRSTORS})
 _FRAMES: Final = frozenset({Consumer.SIGRETURN, Consumer.SIGRETURN32})
 _EFAULT: Final[Mapping[Consumer, tuple[str, ...]]] = MappingProxyType(
-    {Consumer.PTRACE: ("XS005",), Consumer.KVM: ("XS001", "XS002")}
+    {Consumer.PTRACE: ("XS005",), Consumer.KVM: ("XS001", "XS002"), Consumer.KVM_FPU: ("XS001",)}
 )
 
 
