@@ -91,9 +91,26 @@ def test_frames_of_either_kind_and_frames_that_contradict_themselves() -> None:
     assert of_bytes(bytes(112) + frame).components == 1 << 18
     frame[480:484] = (2816).to_bytes(4, "little")
     doubtful = of_bytes(bytes(frame))
-    assert (doubtful.components, doubtful.known) == (0, False)
+    assert (doubtful.components, doubtful.known) == (1 << 18, False)
     assert "no room" in doubtful.reason
     assert of_bytes(b"").reason == ""
+
+
+def test_tiles_behind_the_end_that_a_frame_states_are_told_of(capsys: Capture, tmp_path: Path) -> None:
+    """8192 bytes behind what the frame says of itself are loaded as tiles."""
+    frame = bytearray((FRAMES / "x64_sig_amx.fpstate.bin").read_bytes())
+    frame[480:484] = (2816).to_bytes(4, "little")
+    frame[2816:2820] = frame[11008:11012]
+    path = tmp_path / "frame"
+    path.write_bytes(frame)
+    main(["check", str(path), "--for", "sigreturn", *CPU])
+    out = capsys.readouterr().out
+    assert "XS033 warning at byte 480: TILEDATA ends at 11008, the frame at 2816" in out
+    assert "--no-amx: it is not" in out
+    main(["check", str(path), "--for", "sigreturn", *CPU, "--no-amx"])
+    out = capsys.readouterr().out
+    assert "XS033" not in out
+    assert "loaded with loss of TILEDATA" in out
 
 
 def test_a_thread_shows_its_permission_by_use_alone() -> None:
