@@ -282,7 +282,7 @@ _SDM = "SDM Vol. 1, 13.8"
 
 REFUSALS: Final = (
     Rule("XS001", "The header is cut off", _ERROR, EVERY - {_PT} | {Consumer.KVM_FPU},
-         "SDM Vol. 1, 13.4; KVM API, 4.23", _header_missing),
+         "SDM Vol. 1, 13.4", _header_missing),
     Rule("XS002", "A component is cut off", _ERROR, EVERY - {_PT}, "SDM Vol. 1, 13.4.3", _component_cut,
          "restore fewer components, or append zeros"),
     Rule("XS003", "The second magic word is cut off", _ERROR, FRAMES, "check_xstate_in_sigframe",
