@@ -159,9 +159,10 @@ class Workpiece:
             )
 
     def _loses_tilecfg(self) -> bool:
-        """Tell whether no restore loads the TILECFG that is asked for; of what is to be a frame, all is."""
+        """Tell whether no restore loads the TILECFG that is asked for; a frame may be made anew, and then asks for all."""
         subject = self._subject()
-        asked = self.target.user_xfeatures if subject.fx_only else subject.rfbm
+        is_frame = self.consumer is Consumer.SIGRETURN
+        asked = self.target.user_xfeatures if is_frame else subject.rfbm
         if not asked & subject.xstate_bv & self.layout.mask & _TILECFG:
             return False
         place = self.layout.place(Component.TILECFG)

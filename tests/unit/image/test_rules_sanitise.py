@@ -9,8 +9,9 @@ from fpstate.errors import FpStateError, ImageError
 from fpstate.image import Image
 from fpstate.image.consumer import WHOLE_IMAGE, Consumer, Target
 from fpstate.image.finding import Severity
-from fpstate.image.rules import RULES, predict
+from fpstate.image.rules import RULES, check, predict
 from fpstate.image.sanitise import refuse, sanitise
+from fpstate.image.subject import MAGIC2
 from fpstate.testing import build_image, random_image
 from fpstate.testing.case import clean_case
 from fpstate.testing.chance import mangle
@@ -111,6 +112,20 @@ def test_an_illegal_tilecfg_is_left_out_for_every_consumer(consumer, bare):
     assert not verdict.lost
     assert verdict.initialised & mask_of(Component.TILECFG)
     assert verdict.loaded & mask_of(Component.TILEDATA)
+
+
+def test_a_frame_that_is_made_anew_has_no_illegal_tilecfg_either():
+    """It did not ask for the component; laid out anew, it asks for everything that the task may have."""
+    case = clean_case(Consumer.SIGRETURN, format=Format.COMPACTED)
+    case.data[case.place(Component.TILECFG).start] = 2
+    case.forget(Component.TILEDATA)
+    for offset, value, size in ((468, 2820, 4), (472, 0x2E7, 8), (480, 2816, 4), (2816, MAGIC2, 4)):
+        case.put(offset, value, size)
+    target = Target.from_cpu(case.target.cpu)
+    assert "XS034" not in {finding.id for finding in check(case.data, Consumer.SIGRETURN, target)}
+    done = sanitise(case.data, Consumer.SIGRETURN, target)
+    assert "XS034" not in {finding.id for finding in done.findings}
+    assert not predict(done.data, Consumer.SIGRETURN, target).lost
 
 
 def test_a_tilecfg_that_is_not_asked_for_is_left_alone():
