@@ -312,6 +312,7 @@ def _answer(verdict: Verdict, findings: list[Finding]) -> dict[str, Any]:
         },
         "mxcsr": None if verdict.mxcsr is None else hex(verdict.mxcsr),
         "mxcsr_lost": verdict.mxcsr_lost,
+        "reported_mxcsr": None if verdict.reported_mxcsr is None else hex(verdict.reported_mxcsr),
         "pkru": None if verdict.pkru is None else hex(verdict.pkru),
         "findings": [finding_data(finding) for finding in findings],
     }
