@@ -159,7 +159,7 @@ class Workpiece:
             )
 
     def _loses_tilecfg(self) -> bool:
-        """Tell whether no restore loads the TILECFG that is asked for; a frame may be made anew, and then asks for all."""
+        """Tell whether no restore loads the TILECFG that is asked for; a frame that is made anew asks for it."""
         subject = self._subject()
         is_frame = self.consumer is Consumer.SIGRETURN
         asked = self.target.user_xfeatures if is_frame else subject.rfbm

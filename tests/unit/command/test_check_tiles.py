@@ -116,3 +116,20 @@ def test_tiles_behind_the_end_that_a_frame_states_are_told_of(capsys: Capture, t
 def test_a_thread_shows_its_permission_by_use_alone() -> None:
     assert (of_thread(0x602E7).components, of_thread(0x602E7).known) == (1 << 18, True)
     assert (of_thread(0x202E7).components, of_thread(0x202E7).known) == (0, False)
+
+
+def test_what_reads_back_is_told_apart_from_what_is_loaded(capsys: Capture, tmp_path: Path) -> None:
+    """TILECFG that is illegal, and an MXCSR that AVX alone states: Linux gives back what the registers never had."""
+    regset = bytearray((INTEL / "ptrace/x64_amx_2t.t0.xstate.bin").read_bytes())
+    regset[2752] = 2
+    regset[24:28] = (0x1F81).to_bytes(4, "little")
+    regset[512:520] = (0x60204).to_bytes(8, "little")
+    path = tmp_path / "regset"
+    path.write_bytes(regset)
+    _, (image,) = report(capsys, path, "--for", "ptrace", "--amx")
+    (verdict,) = image["verdicts"]
+    assert set(verdict["reported"]) - set(verdict["loaded"]) == {"TILECFG"}
+    assert (verdict["mxcsr"], verdict["reported_mxcsr"], verdict["mxcsr_lost"]) == ("0x1f80", "0x1f81", True)
+    _, (image,) = report(capsys, path, "--for", "xrstor", "--amx")
+    (verdict,) = image["verdicts"]
+    assert (verdict["mxcsr"], verdict["reported_mxcsr"], verdict["reported"]) == ("0x1f81", None, [])
