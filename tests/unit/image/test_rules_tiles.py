@@ -232,3 +232,13 @@ def test_a_wrong_second_magic_word_is_not_taken_for_left_over_tiles():
     case.put(480, 2816, 4)
     case.data[case.origin + 2816 :] = b"\1\2\3\4"
     assert [each.id for each in case.findings()] == ["XS021", "XS028"]
+
+
+@pytest.mark.parametrize("consumer", [Consumer.SIGRETURN, Consumer.SIGRETURN32], ids=lambda each: each.value)
+def test_a_frame_of_another_processor_loses_what_this_one_has_not_got_too(consumer):
+    case = clean_case(consumer, EMERALD)
+    assert case.verdict().lost == 0
+    case.target = Target.from_cpu(Cpu.catalog("zen4"))
+    verdict = case.verdict()
+    assert (verdict.fx_only, verdict.lost) == (True, 0x602E4)
+    assert "TILECFG|TILEDATA" in str(verdict)
