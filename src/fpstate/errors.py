@@ -22,6 +22,17 @@ class FpStateError(Exception):
         if help is not None:
             self.help = help
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what was made, for the arguments of the classes differ and make the message."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[FpStateError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> FpStateError:
+    """Return an error that was pickled or is to be copied, as it was."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
+
 
 class UnsupportedHere(FpStateError):
     """This processor, kernel or build lacks something; ``missing`` names it."""
@@ -167,9 +178,9 @@ class NumberError(FpStateError, ValueError):
 class RestoreFault(FpStateError):
     """XRSTOR raised an exception: the image was not loaded, and the register file was reset to its initial state.
 
-    ``vector`` and ``mnemonic`` say which: 13, ``#GP``: the processor refuses the image. 14, ``#PF``: a byte of it is
-    not in memory, at ``offset``. 7, ``#NM``: it states a ``component`` that this process has no permission for.
-    ``offset`` and ``component`` are None where they are not known.
+    ``vector`` and ``mnemonic`` say which: 13, ``#GP``: the processor refuses the image, for the byte at ``offset``.
+    14, ``#PF``: a byte of it, at ``offset``, is not in memory. 7, ``#NM``: it states a ``component`` that this process
+    has no permission for. ``offset`` and ``component`` are None where they are not known.
     """
 
     def __init__(

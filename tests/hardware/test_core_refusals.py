@@ -100,6 +100,7 @@ def test_a_refused_exchange_says_why(core, image, name):
         core.exchange(image.to_bytes(), core.features()["managed_mask"])
     assert (caught.value.vector, caught.value.mnemonic, caught.value.component) == (13, "#GP", None)
     assert why in str(caught.value)
+    assert caught.value.offset <= at < caught.value.offset + 8
 
 
 @pytest.mark.parametrize("name", SPOILT)

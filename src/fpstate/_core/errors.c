@@ -63,8 +63,9 @@ void raise_refusal(const struct refusal *refusal, const char *image, size_t size
     memcpy(header, image + HEADER_AT, sizeof header);
     PyObject *maker = attribute_of(REFUSED_RESTORES, "restore_fault");
     if (maker)
-        raise_made(PyObject_CallFunction(maker, "iiLKKs", refusal->signal, refusal->code,
+        raise_made(PyObject_CallFunction(maker, "iiLKKsL", refusal->signal, refusal->code,
                                          (long long)(refusal->address - (uint64_t)image), (unsigned long long)header[0],
-                                         (unsigned long long)header[1], known ? what.why : ""));
+                                         (unsigned long long)header[1], known ? what.why : "",
+                                         known ? (long long)what.offset : -1LL));
     Py_XDECREF(maker);
 }

@@ -61,13 +61,14 @@ def restore_fault(
     xstate_bv: int,
     xcomp_bv: int,
     reason: str = "",
+    reason_at: int = -1,
     *,
     cpu: Cpu | None = None,
 ) -> RestoreFault:
     """Return the error for an XRSTOR that was refused with this signal, on this processor if no other is named.
 
     ``offset`` is where a page fault's byte lies in the image. ``reason`` says what is wrong with the image, where that
-    is known; it is what #GP is for.
+    is known; it is what #GP is for, and ``reason_at`` the byte that it is about.
     """
     cpu = cpu or Cpu.host()
     vector = _refused_by(signal, si_code)
@@ -98,6 +99,7 @@ def restore_fault(
         f"XRSTOR raised {mnemonic}: {why}",
         vector=vector,
         mnemonic=mnemonic,
+        offset=reason_at if vector == GP and reason_at >= 0 else None,
         help="fpstate check --for xrstor says which rule an image breaks" if vector == GP else None,
     )
 

@@ -228,7 +228,8 @@ def _fix(args: argparse.Namespace, images: list[Examined], guest: Target) -> San
 def _text(image: Examined) -> Iterator[str]:
     yield f"{image.name}: {len(image.data)} bytes"
     if image.use is not None and image.use.reason:
-        yield f"  TILEDATA: {image.use.reason}" + ("" if image.use.known else " (--amx: it is)")
+        other = " (--no-amx: it is not)" if image.use.components else " (--amx: it is)"
+        yield f"  TILEDATA: {image.use.reason}" + ("" if image.use.known else other)
     shared = _shared(image)
     width = max(len(verdict.consumer.title) for verdict, _ in image.answers)
     for verdict, findings in image.answers:
@@ -311,6 +312,7 @@ def _answer(verdict: Verdict, findings: list[Finding]) -> dict[str, Any]:
         },
         "mxcsr": None if verdict.mxcsr is None else hex(verdict.mxcsr),
         "mxcsr_lost": verdict.mxcsr_lost,
+        "reported_mxcsr": None if verdict.reported_mxcsr is None else hex(verdict.reported_mxcsr),
         "pkru": None if verdict.pkru is None else hex(verdict.pkru),
         "findings": [finding_data(finding) for finding in findings],
     }

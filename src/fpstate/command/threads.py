@@ -83,15 +83,14 @@ def describe(
 
 
 def _describe_thread(thread: ThreadState, odd: Sequence[Odd]) -> dict[str, Any]:
-    registers = thread.image.registers
-    pkru, in_use = registers.get("pkru"), thread.image.in_use
+    registers, in_use = thread.image.registers, thread.image.in_use
     return {
         "tid": thread.tid,
         "name": thread.name,
-        "mxcsr": f"{registers['mxcsr']:#06x}",
-        "fcw": f"{registers['fctrl']:#06x}",
+        "mxcsr": _hexadecimal(registers.get("mxcsr"), 4),
+        "fcw": _hexadecimal(registers.get("fctrl"), 4),
         "x87_depth": x87_depth(thread.image),
-        "pkru": None if pkru is None else f"{pkru:#010x}",
+        "pkru": _hexadecimal(registers.get("pkru"), 8),
         "in_use": f"{in_use:#x}",
         "in_use_names": mask_text(in_use),
         "odd": [
@@ -103,6 +102,10 @@ def _describe_thread(thread: ThreadState, odd: Sequence[Odd]) -> dict[str, Any]:
         ],
         "findings": [finding_data(finding) for finding in thread.findings],
     }
+
+
+def _hexadecimal(value: int | None, digits: int) -> str | None:
+    return None if value is None else f"{value:#0{digits + 2}x}"
 
 
 def _describe_unread(thread: UnreadThread) -> dict[str, Any]:
@@ -158,9 +161,9 @@ def _row(thread: dict[str, Any]) -> tuple[str, ...]:
         "*" if thread["odd"] else "",
         "-" if thread["tid"] is None else str(thread["tid"]),
         "".join(letter if letter.isprintable() else "?" for letter in thread["name"]),
-        thread["mxcsr"],
-        thread["fcw"],
-        str(thread["x87_depth"]),
+        thread["mxcsr"] or "-",
+        thread["fcw"] or "-",
+        "-" if thread["x87_depth"] is None else str(thread["x87_depth"]),
         thread["pkru"] or "-",
         thread["in_use_names"],
         "; ".join(f"{each['register']}: {each['meaning']}" for each in thread["odd"]),

@@ -65,14 +65,16 @@ def _refusal(vcpu: NativeVcpu, fault: Fault) -> RestoreFault:
     buffer = vcpu.vso.buffer
     if buffer is None:  # the initial image, which is the core's own
         return restore_fault(fault.signal, fault.si_code, 0, 0, 0)
-    view, reason = buffer.view, ""
+    view, reason, reason_at = buffer.view, "", -1
     try:
         _core.check_image(view)
     except ImageError as error:
-        reason = str(error)
+        reason, reason_at = str(error), -1 if error.offset is None else error.offset
     xstate_bv, xcomp_bv = struct.unpack_from("<QQ", view, LEGACY_SIZE)
     start = buffer.slab.address + buffer.slot * buffer.slab.stride
-    return restore_fault(fault.signal, fault.si_code, fault.address - start, xstate_bv, xcomp_bv, reason)
+    return restore_fault(
+        fault.signal, fault.si_code, fault.address - start, xstate_bv, xcomp_bv, reason, reason_at
+    )
 
 
 def _check_permission(vcpu: NativeVcpu, fault: Fault) -> None:

@@ -19,7 +19,7 @@ _FORMAT: Final = ("XS013", "XS014")
 _MEMORY_FIRST: Final = ("XS006", "XS001", *_FORMAT, "XS002", *_HEADER, *_REGISTERS)
 _FAULTS: Final[Mapping[str, str]] = MappingProxyType({"XS001": "#PF", "XS002": "#PF", "XS018": "#NM"})
 _EFAULT: Final[Mapping[Consumer, tuple[str, ...]]] = MappingProxyType(
-    {Consumer.PTRACE: ("XS005",), Consumer.KVM: ("XS001", "XS002")}
+    {Consumer.PTRACE: ("XS005",), Consumer.KVM: ("XS001", "XS002"), Consumer.KVM_FPU: ("XS001",)}
 )
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from fpstate.arch.component import LEGACY, MIN_SIZE, Component, component_name, components_in, mask_of
 from fpstate.arch.component import mask_text as names
+from fpstate.arch.layout import Layout
 from fpstate.image.consumer import FRAMES, INSTRUCTIONS, Consumer
 from fpstate.image.control import MXCSR_INIT
 from fpstate.image.finding import Severity
@@ -15,6 +16,7 @@ from fpstate.image.rule import EVERY, REGSETS, RESTORES, UABI, Breach, Rule
 from fpstate.image.subject import (
     MAGIC1,
     MAGIC2,
+    MAGIC2_SIZE,
     MXCSR_AT,
     SOFTWARE_AT,
     XCOMP_BV_AT,
@@ -46,7 +48,7 @@ def _no_magic1(subject: Subject) -> Iterator[Breach]:
     if not subject.is_frame:
         yield Breach(
             "no signal frame's software bytes: x87, XMM and MXCSR are loaded, all else becomes initial",
-            *(SOFTWARE_AT, subject.frame.magic1, MAGIC1),
+            *_disbelieved(subject),
         )
 
 
@@ -54,23 +56,32 @@ def _no_magic2(subject: Subject) -> Iterator[Breach]:
     if subject.is_frame and subject.sizes_fit and subject.magic2 not in (None, MAGIC2):
         yield Breach(
             "no second magic word behind the state: x87, XMM and MXCSR are loaded, all else becomes initial",
-            *(subject.magic2_at, subject.magic2, MAGIC2),
+            *_disbelieved(subject),
         )
 
 
 def _sizes(subject: Subject) -> Iterator[Breach]:
     if not subject.is_frame or subject.sizes_fit:
         return
-    size, user_size = subject.frame.xstate_size, subject.target.user_size
-    if size > subject.frame.extended_size:
-        offset, found, expected = _EXTENDED_SIZE_AT, subject.frame.extended_size, size + 4
-        reason = f"xstate_size {size} is more than extended_size {found}"
+    size, extended_size = subject.frame.xstate_size, subject.frame.extended_size
+    if size > extended_size:
+        reason = f"xstate_size {size} is more than extended_size {extended_size}"
     else:
-        offset, found, expected = _XSTATE_SIZE_AT, size, min(max(size, MIN_SIZE), user_size)
-        reason = f"xstate_size {size} is not between {MIN_SIZE} and the task's {user_size}"
-    yield Breach(
-        f"{reason}: x87, XMM and MXCSR are loaded, all else becomes initial", offset, found, expected
-    )
+        reason = f"xstate_size {size} is not between {MIN_SIZE} and the task's {subject.target.user_size}"
+    yield Breach(f"{reason}: x87, XMM and MXCSR are loaded, all else becomes initial", *_disbelieved(subject))
+
+
+def _disbelieved(subject: Subject) -> tuple[int, int | None, int]:
+    """The word for which a frame is taken for an FXSAVE image: its offset, what it is, and what it should be."""
+    frame = subject.frame
+    if not subject.is_frame:
+        return SOFTWARE_AT, frame.magic1, MAGIC1
+    if subject.sizes_fit:
+        return subject.magic2_at, subject.magic2, MAGIC2
+    if frame.xstate_size > frame.extended_size:
+        return _EXTENDED_SIZE_AT, frame.extended_size, frame.xstate_size + MAGIC2_SIZE
+    fitting = min(max(frame.xstate_size, MIN_SIZE), subject.target.user_size)
+    return _XSTATE_SIZE_AT, frame.xstate_size, fitting
 
 
 def _xfeatures(subject: Subject) -> Iterator[Breach]:
@@ -159,8 +170,8 @@ def _pkru_opened(subject: Subject) -> Iterator[Breach]:
     if not subject.target.user_xfeatures & _PKRU & _opening(subject):
         return
     if subject.fx_only:
-        place = SOFTWARE_AT, subject.frame.magic1, MAGIC1
-        reason = "PKRU has no place in an FXSAVE image"
+        place = _disbelieved(subject)
+        reason = "the frame is taken for an FXSAVE image, in which PKRU has no place,"
     elif subject.xstate_bv & _PKRU:
         found = subject.frame.xfeatures
         place = _XFEATURES_AT, found, found | _PKRU
@@ -245,7 +256,8 @@ def _compacted_frame(subject: Subject) -> Iterator[Breach]:
     if subject.fx_only or not subject.compacted or not subject.takes_compacted:
         return
     here, standard = subject.expected_layout, subject.target.standard
-    if here is None or subject.frame.xstate_size != subject.target.user_size:
+    own = Layout.standard(subject.target.cpu, subject.frame.xfeatures & subject.target.xcr0).size
+    if here is None or subject.frame.xstate_size not in (subject.target.user_size, own):
         return
     if subject.xstate_bv & ~here.mask:
         return
@@ -283,13 +295,15 @@ LOSSES: Final = (
          _pkru_opened, "state PKRU; 0x55555554 is what Linux gives a new program"),
     Rule("XS029", "PKRU absent, and so kept", _NOTE, frozenset({_KVM}), "fpu_copy_uabi_to_guest_fpstate",
          _pkru_kept),
-    Rule("XS030", "Bytes behind the regset", _NOTE, REGSETS, "ptrace_regset", _truncated),
+    Rule("XS030", "Bytes behind the regset", _NOTE, REGSETS | {Consumer.KVM_FPU},
+         "ptrace_regset; kvm_arch_vcpu_ioctl_set_fpu", _truncated),
     Rule("XS031", "Stated but not asked for", _WARNING, INSTRUCTIONS,
          "SDM Vol. 1, 13.8", _not_asked_for),
     Rule("XS032", "Laid out for another processor", _WARNING, EVERY, "CPUID leaf 0DH", _misplaced,
          "convert the image to the target's layout"),
     Rule("XS033", "The frame states components behind its own end", _WARNING, FRAMES,
-         "restore_fpregs_from_user", _states_behind_end),
+         "restore_fpregs_from_user", _states_behind_end,
+         "give the frame the size that its xfeatures need, or leave the component out of them"),
     Rule("XS034", "TILECFG that no processor loads", _WARNING, EVERY, "SDM Vol. 2, LDTILECFG", _tilecfg_dropped,
          "give each tile at most 16 rows of at most 64 bytes, or neither, with palette 1 and zeros elsewhere"),
     Rule("XS035", "A compacted header on a frame of standard size", _WARNING, frozenset({_SIG}),

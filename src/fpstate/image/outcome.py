@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from fpstate.arch.component import LEGACY, Component, mask_of
+from fpstate.arch.component import COMPACTED_BIT, LEGACY, Component, mask_of
 from fpstate.image.answer import answer_of, first_reason
 from fpstate.image.consumer import FRAMES, INIT_PKRU, INSTRUCTIONS, Consumer, Target
 from fpstate.image.control import MXCSR_INIT
@@ -81,6 +81,12 @@ def _managed(subject: Subject) -> int:
     return target.kvm_xcr0 if consumer in (Consumer.KVM, Consumer.KVM_FPU) else target.user_xfeatures
 
 
+def _meant(subject: Subject) -> int:
+    """The components that XSTATE_BV can mean: this processor's, and what a frame of another one asks for."""
+    foreign = subject.frame.xfeatures & ~COMPACTED_BIT if subject.fx_only and subject.is_frame else 0
+    return subject.target.xcr0 | foreign
+
+
 def _processor_loads(subject: Subject) -> Verdict:
     """XRSTOR, XRSTORS, and sigreturn, which runs XRSTOR or FXRSTOR and then initialises the rest."""
     managed, rfbm = _managed(subject), subject.rfbm
@@ -91,7 +97,7 @@ def _processor_loads(subject: Subject) -> Verdict:
         initialised, mxcsr = managed & ~loaded, _frame_mxcsr(subject)
     else:
         initialised, mxcsr = rfbm & ~stated | dropped, _restored_mxcsr(subject)
-    lost = subject.xstate_bv & (managed | subject.target.xcr0) & ~loaded | misplaced(subject)
+    lost = subject.xstate_bv & (managed | _meant(subject)) & ~loaded | misplaced(subject)
     stated_mxcsr = bool(stated & (_SSE if subject.compacted and not subject.fx_only else _SSE | _AVX))
     return Verdict(
         *(subject.consumer, ()),
@@ -172,7 +178,7 @@ def _copied_frame(subject: Subject) -> Verdict:
         *(subject.consumer, ()),
         loaded=loaded,
         initialised=initialised,
-        lost=subject.xstate_bv & target.xcr0 & ~loaded | misplaced(subject),
+        lost=subject.xstate_bv & _meant(subject) & ~loaded | misplaced(subject),
         fx_only=subject.fx_only,
         mxcsr=subject.mxcsr if brings_mxcsr else initial_mxcsr,
         mxcsr_lost=mxcsr_is_lost(subject),

@@ -41,11 +41,14 @@ _SSP_RESERVED: Final = 3
 
 
 def _header_missing(subject: Subject) -> Iterator[Breach]:
-    needed = LEGACY_SIZE if subject.fx_only else MIN_SIZE
+    needed, name = LEGACY_SIZE if subject.fx_only else MIN_SIZE, "the header"
+    if subject.consumer is Consumer.KVM_FPU:
+        needed, name = _REGSET_SIZES[Consumer.KVM_FPU], "struct kvm_fpu"
+    elif subject.fx_only:
+        name = "the FXSAVE image"
     if subject.length < needed:
         yield Breach(
-            f"{subject.length} bytes: the {'FXSAVE image' if subject.fx_only else 'header'} ends at {needed}"
-            + _after_fsave(subject),
+            f"{subject.length} bytes: {name} ends at {needed}" + _after_fsave(subject),
             *(subject.length, subject.length, needed),
         )
 
@@ -55,9 +58,10 @@ def _component_cut(subject: Subject) -> Iterator[Breach]:
         return
     for component, end in subject.reach():
         if end > subject.length:
+            absent = not subject.fx_only and not subject.xstate_bv >> component & 1
             yield Breach(
-                f"{component_name(component)} is read up to byte {end}, the image has {subject.length}"
-                + _after_fsave(subject),
+                f"{component_name(component)} is {'absent, and yet ' if absent else ''}read up to byte {end},"
+                f" the image has {subject.length}" + _after_fsave(subject),
                 *(subject.length, subject.length, end, component),
             )
 
@@ -89,7 +93,7 @@ def _regset_short(subject: Subject) -> Iterator[Breach]:
 
 
 def regset_size(subject: Subject) -> int:
-    """Return the bytes that a regset must have; what follows is cut off."""
+    """Return the bytes that a regset, or struct kvm_fpu, must have; what follows is cut off."""
     return _REGSET_SIZES.get(subject.consumer) or subject.target.standard.size
 
 
@@ -261,7 +265,12 @@ _CET: Final = (
 
 _UNITS: Final = {Consumer.PTRACE: 8, Consumer.FPREGS: 8, Consumer.PRXFPREG: 4, Consumer.FSAVE: 4}
 """Bytes of which a regset's length is a multiple (``struct user_regset``, its ``size``)."""
-_REGSET_SIZES: Final = {Consumer.FPREGS: 512, Consumer.PRXFPREG: 512, Consumer.FSAVE: 108}
+_REGSET_SIZES: Final = {
+    Consumer.FPREGS: 512,
+    Consumer.PRXFPREG: 512,
+    Consumer.FSAVE: 108,
+    Consumer.KVM_FPU: 416,
+}
 
 _X, _S, _SIG, _PT, _KVM, _SIG32 = (
     *(Consumer.XRSTOR, Consumer.XRSTORS, Consumer.SIGRETURN),
@@ -272,7 +281,8 @@ _VALIDATE = "validate_user_xstate_header"
 _SDM = "SDM Vol. 1, 13.8"
 
 REFUSALS: Final = (
-    Rule("XS001", "The header is cut off", _ERROR, EVERY - {_PT}, "SDM Vol. 1, 13.4", _header_missing),
+    Rule("XS001", "The header is cut off", _ERROR, EVERY - {_PT} | {Consumer.KVM_FPU},
+         "SDM Vol. 1, 13.4", _header_missing),
     Rule("XS002", "A component is cut off", _ERROR, EVERY - {_PT}, "SDM Vol. 1, 13.4.3", _component_cut,
          "restore fewer components, or append zeros"),
     Rule("XS003", "The second magic word is cut off", _ERROR, FRAMES, "check_xstate_in_sigframe",
@@ -308,5 +318,5 @@ REFUSALS: Final = (
 )  # fmt: skip
 """In the order of their ids."""
 
-assert {consumer for rule in REFUSALS for consumer in rule.consumers} == set(Consumer) - {Consumer.KVM_FPU}
+assert {consumer for rule in REFUSALS for consumer in rule.consumers} == set(Consumer)
 assert EVERY >= UABI

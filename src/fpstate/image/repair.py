@@ -33,6 +33,7 @@ from fpstate.image.subject import (
     XSTATE_BV_AT,
     Subject,
 )
+from fpstate.image.tile import restore_defect
 
 Leftovers = Literal["auto", "state", "clear", "keep"]
 """What to do with data in components that are not stated: state them, clear the bytes, or keep all as it is.
@@ -135,13 +136,13 @@ class Workpiece:
         """Clear reserved bits of registers, and let SSE carry an MXCSR that would be lost without it."""
         mxcsr = self._word(MXCSR_AT, 4)
         self._put("XS017", "reserved bits of MXCSR cleared", MXCSR_AT, mxcsr & self.target.mxcsr_mask, size=4)
+        if self._loses_tilecfg():
+            self._put(
+                *("XS034", "TILECFG left out: it would become initial", XSTATE_BV_AT),
+                *(self._word(XSTATE_BV_AT) & ~_TILECFG, Component.TILECFG),
+            )
+            self._wipe(Component.TILECFG)
         for finding in check(self.data, self.consumer, self.target, layout=self.layout):
-            if finding.id == "XS034":
-                self._put(
-                    *("XS034", "TILECFG left out: it would become initial", XSTATE_BV_AT),
-                    *(self._word(XSTATE_BV_AT) & ~_TILECFG, Component.TILECFG),
-                )
-                self._wipe(Component.TILECFG)
             if finding.id == "XS019" and finding.offset is not None and finding.expected is not None:
                 self._put(
                     *("XS019", f"{finding.register} made loadable", finding.offset),
@@ -156,6 +157,16 @@ class Workpiece:
                 *("XS027", "SSE stated, as MXCSR needs it", XSTATE_BV_AT),
                 *(self._word(XSTATE_BV_AT) | _SSE, Component.SSE),
             )
+
+    def _loses_tilecfg(self) -> bool:
+        """Tell whether no restore loads the TILECFG that is asked for; a frame that is made anew asks for it."""
+        subject = self._subject()
+        is_frame = self.consumer is Consumer.SIGRETURN
+        asked = self.target.user_xfeatures if is_frame else subject.rfbm
+        if not asked & subject.xstate_bv & self.layout.mask & _TILECFG:
+            return False
+        place = self.layout.place(Component.TILECFG)
+        return restore_defect(self.data[place.offset : place.end]) is not None
 
     def _loses_mxcsr(self) -> bool:
         """Tell whether the consumer, or the way to the layout that it reads, makes MXCSR initial."""

@@ -231,8 +231,11 @@ class Subject:
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes without a frame's second magic word, which is no component's even where it lies in one."""
-        if not self.is_frame or self.magic2 != MAGIC2:
+        """The bytes without a frame's second magic word, which is no component's even where it lies in one.
+
+        A word in its place that is another one is none either, where the frame's sizes are believed.
+        """
+        if not self.is_frame or self.magic2 is None or not (self.magic2 == MAGIC2 or self.sizes_fit):
             return self.padded
         return (
             self.padded[: self.magic2_at] + bytes(MAGIC2_SIZE) + self.padded[self.magic2_at + MAGIC2_SIZE :]

@@ -37,7 +37,7 @@ class Defect:
     tile: int | None = None
 
 
-def configuration_problem(data: bytes | memoryview) -> str:
+def configuration_problem(data: bytes | bytearray | memoryview) -> str:
     """Say why LDTILECFG raises #GP for these 64 bytes; empty where it takes them.
 
     Palette 0 is taken whatever stands after it, and means the initial configuration.
@@ -46,7 +46,7 @@ def configuration_problem(data: bytes | memoryview) -> str:
     return defect.text if defect else ""
 
 
-def configuration_defect(data: bytes | memoryview) -> Defect | None:
+def configuration_defect(data: bytes | bytearray | memoryview) -> Defect | None:
     """Return the first field for which LDTILECFG raises #GP for these 64 bytes; None where it takes them."""
     if data[0] == 0:
         return None
@@ -69,7 +69,7 @@ def configuration_defect(data: bytes | memoryview) -> Defect | None:
     return None
 
 
-def restore_defect(data: bytes | memoryview) -> Defect | None:
+def restore_defect(data: bytes | bytearray | memoryview) -> Defect | None:
     """Return the first field for which a restore makes these 64 bytes initial; None where it loads them.
 
     Zeros are the initial configuration, and no defect.
@@ -80,7 +80,7 @@ def restore_defect(data: bytes | memoryview) -> Defect | None:
     return configuration_defect(data)
 
 
-def use_defects(data: bytes | memoryview) -> list[Defect]:
+def use_defects(data: bytes | bytearray | memoryview) -> list[Defect]:
     """Return why TILELOADD and TILESTORED raise #UD for tiles of a legal configuration, one defect a tile."""
     defects = []
     for tile in range(TILES):
@@ -97,13 +97,13 @@ def use_defects(data: bytes | memoryview) -> list[Defect]:
     return defects
 
 
-def shape(data: bytes | memoryview, tile: int) -> tuple[int, int]:
+def shape(data: bytes | bytearray | memoryview, tile: int) -> tuple[int, int]:
     """Return the bytes of a row (colsb) and the rows that a configuration gives a tile."""
     at = WIDTHS_AT + 2 * tile
     return data[at] | data[at + 1] << 8, data[ROWS_AT + tile]
 
 
-def is_loaded(data: bytes | memoryview) -> bool:
+def is_loaded(data: bytes | bytearray | memoryview) -> bool:
     """Tell whether a restore (XRSTOR, XRSTORS) loads these 64 bytes as they stand.
 
     All others, palette 0 with anything after it too, become the initial configuration, without a fault.
@@ -111,5 +111,5 @@ def is_loaded(data: bytes | memoryview) -> bool:
     return data[0] == 1 and configuration_defect(data) is None
 
 
-def _first(data: bytes | memoryview, start: int) -> int:
+def _first(data: bytes | bytearray | memoryview, start: int) -> int:
     return next(index for index in range(start, CONFIGURATION_SIZE) if data[index])

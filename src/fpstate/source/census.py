@@ -20,17 +20,18 @@ STICKY: Final = 0x3F
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What decides how a thread computes; ``pkru`` is None where its image has no protection keys."""
+    """What decides how a thread computes; None where its image has no room for the register."""
 
-    mxcsr: int
-    fcw: int
+    mxcsr: int | None
+    fcw: int | None
     pkru: int | None
 
     @classmethod
     def of(cls, image: Image) -> Environment:
         """Read it from an image; the sticky flags of MXCSR are left out."""
         registers = image.registers
-        return cls(registers["mxcsr"] & ~STICKY, registers["fctrl"], registers.get("pkru"))
+        mxcsr = registers.get("mxcsr")
+        return cls(None if mxcsr is None else mxcsr & ~STICKY, registers.get("fctrl"), registers.get("pkru"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,13 @@ def odd_ones(threads: Sequence[ThreadState]) -> list[Odd]:
     return sorted(found, key=lambda odd: odd.index)
 
 
-def x87_depth(image: Image) -> int:
-    """Return how many registers of the x87 stack are in use; anything but 0 between calls is a leak, or MMX."""
-    return image.registers["ftag_abridged"].bit_count()
+def x87_depth(image: Image) -> int | None:
+    """Return how many registers of the x87 stack are in use; anything but 0 between calls is a leak, or MMX.
+
+    None where the image has no room for x87.
+    """
+    tags = image.registers.get("ftag_abridged")
+    return None if tags is None else tags.bit_count()
 
 
 def _majority(values: list[int], initial: int) -> int:

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from fpstate.arch.component import LEGACY_SIZE, MIN_SIZE, Component, component_name, components_in, mask_text
+from fpstate.arch.component import (
+    LEGACY,
+    LEGACY_SIZE,
+    MIN_SIZE,
+    Component,
+    component_name,
+    components_in,
+    mask_text,
+)
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.errors import AmbiguousLayout, ImageError, LayoutError
@@ -22,7 +30,7 @@ from fpstate.image import Image
 from fpstate.image.finding import Finding, Severity
 from fpstate.image.legacy import FSAVE_SIZE, from_fsave, from_fxsave
 from fpstate.image.subject import FRAME, MAGIC1, MAGIC2, MAGIC2_SIZE, SOFTWARE_AT, XSTATE_BV_AT, Frame
-from fpstate.source.inference import infer
+from fpstate.source.inference import KNOWN, infer, layout_of
 from fpstate.source.known_layout import standard_layout
 from fpstate.source.thread import ThreadState
 
@@ -81,11 +89,15 @@ def _read_area(data: bytes, cpu: Cpu | None) -> ThreadState:
             help="the frame was cut short",
         )
     xstate_bv = int.from_bytes(data[XSTATE_BV_AT : XSTATE_BV_AT + 8], "little")
-    layout = standard_layout(cpu, size) if cpu else _infer(frame, xstate_bv)
-    layout = Layout.from_places(layout.format, layout.places, size=size) if layout.size < size else layout
-    findings = (*_second_magic(data, frame), *_not_asked_for(frame, xstate_bv))
-    image = Image(data[:size], layout, "given" if cpu else "inferred")
-    return ThreadState(None, image, xcr0=frame.xfeatures, findings=findings)
+    findings = [*_second_magic(data, frame), *_not_asked_for(frame, xstate_bv)]
+    layout = _reaching_behind(data, frame, cpu)
+    behind = [] if layout is None else list(_behind_end(frame, xstate_bv, layout))
+    findings += behind
+    if layout is None or not behind:
+        layout = standard_layout(cpu, size) if cpu else _infer(frame, xstate_bv)
+        layout = Layout.from_places(layout.format, layout.places, size=size) if layout.size < size else layout
+    image = Image(data[: layout.size], layout, "given" if cpu else "inferred")
+    return ThreadState(None, image, xcr0=frame.xfeatures, findings=tuple(findings))
 
 
 def _read_i386(data: bytes, cpu: Cpu | None) -> ThreadState:
@@ -105,8 +117,42 @@ def _infer(frame: Frame, xstate_bv: int) -> Layout:
         return infer(frame.xfeatures, frame.xstate_size)
     except AmbiguousLayout:
         raise
-    except LayoutError:
-        return infer(0, frame.xstate_size, xstate_bv)
+    except LayoutError as reason:
+        try:
+            return infer(0, frame.xstate_size, xstate_bv)
+        except AmbiguousLayout:
+            raise
+        except LayoutError:
+            raise reason from None
+
+
+def _reaching_behind(data: bytes, frame: Frame, cpu: Cpu | None) -> Layout | None:
+    """Return the layout of what the frame asks for, where that goes past its own end and the bytes are there."""
+    mask = frame.xfeatures | LEGACY
+    if cpu:
+        layout = Layout.standard(cpu, mask & cpu.user_mask)
+    else:
+        known = {layout_of(each.places, mask) for each in KNOWN if not mask & ~each.xcr0}
+        if len(known) != 1:
+            return None
+        (layout,) = known
+    return layout if frame.xstate_size < layout.size <= len(data) else None
+
+
+def _behind_end(frame: Frame, xstate_bv: int, layout: Layout) -> Iterator[Finding]:
+    for place in layout.places:
+        if xstate_bv >> place.component & 1 and place.end > frame.xstate_size:
+            yield Finding(
+                "SRC018",
+                Severity.WARNING,
+                f"{component_name(place.component)} ends at {place.end}, the frame at {frame.xstate_size}: what lies"
+                " behind it is shown, and loaded by sigreturn where the task has the component",
+                component=place.component,
+                offset=SOFTWARE_AT + 16,
+                found=frame.xstate_size,
+                expected=place.end,
+                source="Linux restore_fpregs_from_user",
+            )
 
 
 def _doubt(frame: Frame) -> Finding | None:

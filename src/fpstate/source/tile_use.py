@@ -20,7 +20,7 @@ from fpstate.source.sigframe import I386_HEADER_SIZE
 
 @dataclass(frozen=True, slots=True)
 class TileUse:
-    """``components`` that the thread had been given and used; ``known`` is False where the state does not tell."""
+    """``components`` that the thread had been given and used; ``known`` is False where that is an assumption."""
 
     components: int
     known: bool
@@ -45,8 +45,11 @@ def of_bytes(data: bytes) -> TileUse:
     frame = _frame(data)
     if frame is not None:
         used, size = frame.xfeatures & USER_DYNAMIC, frame.xstate_size
-        if used and size < _ROOM:
-            return TileUse(0, False, f"in the frame's xfeatures, and its {size} bytes have no room for it")
+        if used and size < _ROOM:  # what lies behind those bytes is loaded if it is so, and harmless if not
+            doubt = (
+                f"in the frame's xfeatures, and its {size} bytes have no room for it: it is taken to be used"
+            )
+            return TileUse(used, False, doubt)
         use = "had used tiles" if used else "had not used any tile"
         return TileUse(used, True, f"the frame has {size} bytes for {frame.xfeatures:#x}: its thread {use}")
     stated = _word(data, XSTATE_BV_AT) | _word(data, XCOMP_BV_AT)

@@ -67,7 +67,7 @@ def _change(**changes: int | bool) -> Callable[[Case], None]:
 
 
 def _cut_header(case: Case) -> None:
-    del case.data[case.origin + 560 :]
+    del case.data[400 if case.consumer is Consumer.KVM_FPU else case.origin + 560 :]
 
 
 def _cut_component(case: Case) -> None:
@@ -235,7 +235,7 @@ _CMP = Format.COMPACTED
 
 MUTATORS: Final[Mapping[str, Mutator]] = MappingProxyType(
     {
-        "XS001": Mutator((_X, _S, _SIG, _KVM, _SIG32), _cut_header),
+        "XS001": Mutator((_X, _S, _SIG, _KVM, _SIG32, Consumer.KVM_FPU), _cut_header),
         "XS002": Mutator((_X, _S, _SIG, _KVM, _SIG32), _cut_component),
         "XS003": Mutator(_FRAMES, _shorten(4)),
         "XS004": Mutator((_PT, _FP, _XFP, _FSAVE), _shorten(3)),
@@ -264,7 +264,7 @@ MUTATORS: Final[Mapping[str, Mutator]] = MappingProxyType(
         "XS027": Mutator((_PT, _KVM, _SIG32), _orphan_mxcsr),
         "XS028": Mutator((_X, _S, _SIG, _PT, _SIG32), _forget(_C.PKRU)),
         "XS029": Mutator((_KVM,), _forget(_C.PKRU)),
-        "XS030": Mutator((_PT, _FP, _XFP, _FSAVE), _lengthen),
+        "XS030": Mutator((_PT, _FP, _XFP, _FSAVE, Consumer.KVM_FPU), _lengthen),
         "XS031": Mutator((_X, _S), _ask_for_part),
         "XS032": Mutator(_EVERY, _swap_places),
         "XS033": Mutator(_FRAMES, _overstate_frame),

@@ -93,7 +93,8 @@ def test_a_processor_without_such_components_names_none():
 
 
 def test_a_reason_that_is_known_is_told():
-    error = restore_fault(signal.SIGSEGV, 128, 0, 0, 0, "MXCSR 0xffffffff at byte 24", cpu=CPU)
+    error = restore_fault(signal.SIGSEGV, 128, 0, 0, 0, "MXCSR 0xffffffff at byte 24", 24, cpu=CPU)
+    assert error.offset == 24
     assert str(error) == "XRSTOR raised #GP: MXCSR 0xffffffff at byte 24"
     assert "fpstate check" in error.help
     assert str(restore_fault(signal.SIGSEGV, 128, 0, 0, 0, cpu=CPU)).endswith("refuses this image")

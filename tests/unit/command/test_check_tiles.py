@@ -91,11 +91,45 @@ def test_frames_of_either_kind_and_frames_that_contradict_themselves() -> None:
     assert of_bytes(bytes(112) + frame).components == 1 << 18
     frame[480:484] = (2816).to_bytes(4, "little")
     doubtful = of_bytes(bytes(frame))
-    assert (doubtful.components, doubtful.known) == (0, False)
+    assert (doubtful.components, doubtful.known) == (1 << 18, False)
     assert "no room" in doubtful.reason
     assert of_bytes(b"").reason == ""
+
+
+def test_tiles_behind_the_end_that_a_frame_states_are_told_of(capsys: Capture, tmp_path: Path) -> None:
+    """8192 bytes behind what the frame says of itself are loaded as tiles."""
+    frame = bytearray((FRAMES / "x64_sig_amx.fpstate.bin").read_bytes())
+    frame[480:484] = (2816).to_bytes(4, "little")
+    frame[2816:2820] = frame[11008:11012]
+    path = tmp_path / "frame"
+    path.write_bytes(frame)
+    main(["check", str(path), "--for", "sigreturn", *CPU])
+    out = capsys.readouterr().out
+    assert "XS033 warning at byte 480: TILEDATA ends at 11008, the frame at 2816" in out
+    assert "--no-amx: it is not" in out
+    main(["check", str(path), "--for", "sigreturn", *CPU, "--no-amx"])
+    out = capsys.readouterr().out
+    assert "XS033" not in out
+    assert "loaded with loss of TILEDATA" in out
 
 
 def test_a_thread_shows_its_permission_by_use_alone() -> None:
     assert (of_thread(0x602E7).components, of_thread(0x602E7).known) == (1 << 18, True)
     assert (of_thread(0x202E7).components, of_thread(0x202E7).known) == (0, False)
+
+
+def test_what_reads_back_is_told_apart_from_what_is_loaded(capsys: Capture, tmp_path: Path) -> None:
+    """TILECFG that is illegal, and an MXCSR that AVX alone states: Linux gives back what the registers never had."""
+    regset = bytearray((INTEL / "ptrace/x64_amx_2t.t0.xstate.bin").read_bytes())
+    regset[2752] = 2
+    regset[24:28] = (0x1F81).to_bytes(4, "little")
+    regset[512:520] = (0x60204).to_bytes(8, "little")
+    path = tmp_path / "regset"
+    path.write_bytes(regset)
+    _, (image,) = report(capsys, path, "--for", "ptrace", "--amx")
+    (verdict,) = image["verdicts"]
+    assert set(verdict["reported"]) - set(verdict["loaded"]) == {"TILECFG"}
+    assert (verdict["mxcsr"], verdict["reported_mxcsr"], verdict["mxcsr_lost"]) == ("0x1f80", "0x1f81", True)
+    _, (image,) = report(capsys, path, "--for", "xrstor", "--amx")
+    (verdict,) = image["verdicts"]
+    assert (verdict["mxcsr"], verdict["reported_mxcsr"], verdict["reported"]) == ("0x1f81", None, [])

@@ -134,3 +134,25 @@ def test_keys_need_protection_keys(processor):
     assert processor.rdpkru() == 0x30
     without = Processor.under_linux(Cpu.catalog("haswell"))
     assert vector_of(without.rdpkru) == vector_of(without.wrpkru, 0) == 6
+
+
+def test_memory_that_ends_too_early_is_a_page_fault_and_changes_nothing(processor):
+    """Up to the last byte of the last row: what lies between the rows need not be there."""
+    short = bytearray(b"\xee" * 63)
+    assert vector_of(processor.ldtilecfg, bytes(63)) == 14
+    assert vector_of(processor.ldtilecfg, b"") == 14
+    assert vector_of(processor.sttilecfg, short) == 14
+    processor.ldtilecfg(configuration(rows=4, width=8, start_row=1))
+    fill(processor)
+    assert vector_of(processor.tileloadd, 0, bytes(3 * 64 + 7)) == 14
+    assert vector_of(processor.tilestored, 0, short) == 14
+    assert short == b"\xee" * 63
+    assert processor.file.values[TILECFG][1] == 1
+    assert tile(processor) == b"\xcc" * 1024
+    processor.tileloadd(0, bytes(3 * 64 + 8))
+    assert tile(processor)[64:72] == bytes(8)
+
+
+def test_no_more_than_64_bytes_are_a_configuration(processor):
+    processor.ldtilecfg(configuration() + b"\1" * 64)
+    assert processor.file.values[TILECFG] == configuration()

@@ -7,6 +7,8 @@ from fpstate.engine.model.kernel import Kernel
 from fpstate.engine.model.ptrace import get_regset, set_regset
 from fpstate.errors import ImageError, VsoError
 from fpstate.image import Image
+from fpstate.image.consumer import Consumer, Target
+from fpstate.image.rules import predict
 
 pytest.importorskip(
     "fpstate._core", reason="the native core (fpstate._core), which aligns buffers, is not built"
@@ -18,10 +20,10 @@ TILECFG, TILEDATA = Component.TILECFG, Component.TILEDATA
 
 
 class Traced:
-    """A task of an Emerald Rapids, with permission for tiles or without, stopped."""
+    """A task, of an Emerald Rapids where nothing else is said, with permission for tiles or without, stopped."""
 
-    def __init__(self, *, permitted: bool = False, used: bool = False) -> None:
-        self.kernel = Kernel(Cpu.catalog("emerald-rapids"))
+    def __init__(self, *, permitted: bool = False, used: bool = False, name: str = "emerald-rapids") -> None:
+        self.kernel = Kernel(Cpu.catalog(name))
         (self.core,) = self.kernel.cores
         self.task = self.kernel.spawn()
         self.layout = Layout.standard(self.kernel.cpu, self.kernel.config.user_max.features)
@@ -124,6 +126,24 @@ def test_an_mxcsr_that_avx_alone_states_reads_back_and_is_lost():
     assert traced.image().registers["mxcsr"] == 0x1F81
     traced.run()
     assert traced.core.processor.read("mxcsr") == 0x1F80
+
+
+@pytest.mark.parametrize("stated", [0, 1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("old", [0x1F80, 0x7F80])
+def test_the_standard_format_brings_mxcsr_whatever_is_stated(stated, old):
+    """Without XSAVEC the kernel restores in that format. With neither x87, SSE nor AVX the old one stays."""
+    traced = Traced(name="haswell")
+    target, processor = Target.from_cpu(traced.kernel.cpu), traced.core.processor
+    traced.run()
+    processor.ldmxcsr(old)
+    traced.stop()
+    data = traced.image().to_bytes()
+    data = data[:24] + (0x3FA1).to_bytes(4, "little") + data[28:512] + bytes([stated]) + data[513:]
+    foretold = predict(data, Consumer.PTRACE, target)
+    set_regset(traced.kernel, traced.task, data)
+    traced.run()
+    assert processor.file.mxcsr == (old if foretold.mxcsr is None else foretold.mxcsr)
+    assert processor.file.mxcsr == (0x3FA1 if stated else old)
 
 
 def test_a_tracee_is_stopped():

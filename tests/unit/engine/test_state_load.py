@@ -280,3 +280,38 @@ def test_a_reset_that_states_nothing_leaves_pkru_and_is_caught():
     assert "pkru" in {each.name for each in survivors(vcpu, destination=there(vcpu))}
     reset_components(vcpu, there(vcpu))
     assert "pkru" not in {each.name for each in survivors(vcpu, destination=there(vcpu))}
+
+
+def with_tile_palette(palette: int) -> GuestState:
+    state = whole(SPR, present=SPR.user_mask)
+    image = state.image.copy()
+    image.registers["tilecfg"] = palette | 0x40 << 128 | 0x10 << 384
+    return dataclasses.replace(state, image=image)
+
+
+def test_an_illegal_tile_configuration_is_refused_with_its_reason():
+    """KVM would take it, and read it back; the guest would have no configuration."""
+    vcpu = ModelledVcpu(SPR)
+    assert predict_load(with_tile_palette(1), there(vcpu)).outcome is Outcome.LOADED
+    with pytest.raises(LoadRefused, match="XS034 there is no palette 2") as caught:
+        do_load(vcpu, with_tile_palette(2))
+    assert vcpu.calls == []
+    assert caught.value.prediction.outcome is Outcome.LOSS
+    assert [each.id for each in caught.value.prediction.findings] == ["XS034"]
+    assert "palette 1" in caught.value.help
+
+
+def test_an_illegal_tile_configuration_that_may_be_lost_is_left_out():
+    vcpu, state = ModelledVcpu(SPR), with_tile_palette(2)
+    report = do_load(vcpu, state, allow_loss=mask_of(Component.TILECFG))
+    found = save(vcpu, destination=there(vcpu)).image.registers
+    assert report.exact
+    assert actions(report)["TILECFG"] is Action.DROPPED
+    assert (found["tilecfg"], found["tmm3"]) == (0, state.image.registers["tmm3"])
+    assert vcpu.xcr0() == SPR.user_mask
+
+
+def test_half_of_what_goes_together_may_not_be_lost_alone():
+    there = Destination(ZEN4, kvm_xcr0=0x2E7, guest_xcr0=0x2E7)
+    found = predict_load(with_tile_palette(1), there, allow_loss=mask_of(Component.TILECFG))
+    assert (found.outcome, found.lost) == (Outcome.LOSS, TILEDATA)

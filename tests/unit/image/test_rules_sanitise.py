@@ -9,8 +9,9 @@ from fpstate.errors import FpStateError, ImageError
 from fpstate.image import Image
 from fpstate.image.consumer import WHOLE_IMAGE, Consumer, Target
 from fpstate.image.finding import Severity
-from fpstate.image.rules import RULES, predict
+from fpstate.image.rules import RULES, check, predict
 from fpstate.image.sanitise import refuse, sanitise
+from fpstate.image.subject import MAGIC2
 from fpstate.testing import build_image, random_image
 from fpstate.testing.case import clean_case
 from fpstate.testing.chance import mangle
@@ -95,6 +96,42 @@ def test_a_zeroed_header_gives_back_every_component():
     cured = Image(done.data[: target.standard.size], target.standard)
     assert cured.in_use | mask_of(Component.SSE) == image.in_use | mask_of(Component.SSE)
     assert {repair.rule for repair in done.repairs} == {"XS101", "XS113"}
+
+
+@pytest.mark.parametrize("consumer", WHOLE_IMAGE)
+@pytest.mark.parametrize("bare", [False, True], ids=["as it is", "of no frame"])
+def test_an_illegal_tilecfg_is_left_out_for_every_consumer(consumer, bare):
+    """Of bytes that are no frame too, of which one is made: until then nothing but the FXSAVE part counts."""
+    case = broken_case("XS034", consumer)
+    if bare:
+        case.data[464:512] = bytes(48)
+    done = sanitise(case.data, consumer, case.target)
+    assert "XS034" in {repair.rule for repair in done.repairs}
+    assert "XS034" not in {finding.id for finding in done.findings}
+    verdict = predict(done.data, consumer, case.target)
+    assert not verdict.lost
+    assert verdict.initialised & mask_of(Component.TILECFG)
+    assert verdict.loaded & mask_of(Component.TILEDATA)
+
+
+def test_a_frame_that_is_made_anew_has_no_illegal_tilecfg_either():
+    """It did not ask for the component; laid out anew, it asks for everything that the task may have."""
+    case = clean_case(Consumer.SIGRETURN, format=Format.COMPACTED)
+    case.data[case.place(Component.TILECFG).start] = 2
+    case.forget(Component.TILEDATA)
+    for offset, value, size in ((468, 2820, 4), (472, 0x2E7, 8), (480, 2816, 4), (2816, MAGIC2, 4)):
+        case.put(offset, value, size)
+    target = Target.from_cpu(case.target.cpu)
+    assert "XS034" not in {finding.id for finding in check(case.data, Consumer.SIGRETURN, target)}
+    done = sanitise(case.data, Consumer.SIGRETURN, target)
+    assert "XS034" not in {finding.id for finding in done.findings}
+    assert not predict(done.data, Consumer.SIGRETURN, target).lost
+
+
+def test_a_tilecfg_that_is_not_asked_for_is_left_alone():
+    case = broken_case("XS034", Consumer.XRSTOR)
+    case.target = case.target.with_(requested=0xE7)
+    assert sanitise(case.data, Consumer.XRSTOR, case.target).repairs == ()
 
 
 def test_mxcsr_is_given_an_sse_bit_and_no_stale_xmm():

@@ -185,3 +185,60 @@ def test_unused_tiles_in_a_frame_are_left_over_and_not_lost():
     found = check(case.data, Consumer.SIGRETURN, case.target)
     assert [(each.id, each.component) for each in found] == [("XS102", 17), ("XS102", 18)]
     assert all("what the stack had" in each.message for each in found)
+
+
+@pytest.mark.parametrize("size", [11008, 2816], ids=["of a thread with tiles", "from before its first tile"])
+def test_a_compacted_header_is_told_of_in_a_frame_of_either_size(size):
+    """A frame from before the first use of tiles is smaller than the task's own are now."""
+    case = clean_case(Consumer.SIGRETURN, EMERALD)
+    mask = 0x602E7 if size == 11008 else 0x202E7
+    case.data[size : size + 4] = case.data[-4:]
+    case.put(480, size, 4)
+    case.put(472, mask)
+    case.put(512, mask)
+    assert "XS035" not in {each.id for each in case.findings()}
+    case.put(520, 1 << 63 | mask)
+    (finding,) = (each for each in case.findings() if each.id == "XS035")
+    assert (finding.offset, finding.expected) == (520, 0)
+
+
+DISBELIEVED = {
+    "magic1": (464, 0, 464, 0, 0x46505853),
+    "magic2": (11008, 0, 11008, 0, 0x46505845),
+    "xstate_size": (480, 11072, 468, 11012, 11076),
+    "extended_size": (468, 11000, 468, 11000, 11012),
+    "too small": (480, 512, 480, 512, 576),
+}
+"""A word of a frame: its offset and another value, and what is to be found: offset, value, the right one."""
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "offset", "found", "expected"), DISBELIEVED.values(), ids=DISBELIEVED
+)
+def test_what_opens_every_key_is_the_word_that_is_not_believed(at, value, offset, found, expected):
+    for consumer in (Consumer.SIGRETURN, Consumer.SIGRETURN32):
+        case = clean_case(consumer, EMERALD)
+        case.put(at, value, 4)
+        (opened,) = (each for each in case.findings() if each.id == "XS028")
+        assert (opened.offset, opened.found, opened.expected) == (case.origin + offset, found, expected)
+        assert case.verdict().pkru == 0
+
+
+def test_a_wrong_second_magic_word_is_not_taken_for_left_over_tiles():
+    case = clean_case(Consumer.SIGRETURN32, EMERALD)
+    case.put(472, 0x202E7)
+    case.put(512, 0x202E7)
+    case.put(468, 2820, 4)
+    case.put(480, 2816, 4)
+    case.data[case.origin + 2816 :] = b"\1\2\3\4"
+    assert [each.id for each in case.findings()] == ["XS021", "XS028"]
+
+
+@pytest.mark.parametrize("consumer", [Consumer.SIGRETURN, Consumer.SIGRETURN32], ids=lambda each: each.value)
+def test_a_frame_of_another_processor_loses_what_this_one_has_not_got_too(consumer):
+    case = clean_case(consumer, EMERALD)
+    assert case.verdict().lost == 0
+    case.target = Target.from_cpu(Cpu.catalog("zen4"))
+    verdict = case.verdict()
+    assert (verdict.fx_only, verdict.lost) == (True, 0x602E4)
+    assert "TILECFG|TILEDATA" in str(verdict)

@@ -143,7 +143,7 @@ def test_a_frame_opens_every_key_unless_it_brings_pkru(consumer):
     assert opened((512, 0xE7, 8)) == (0, [512])
     assert opened((472, 0xE7, 8)) == (0, [472])
     assert opened((464, 0, 4)) == (0, [464])
-    assert opened((468, 0, 4)) == (0, [464])
+    assert opened((468, 0, 4)) == (0, [468])
 
 
 def test_pkru_is_told_by_all_who_load_it():

@@ -1,7 +1,9 @@
 import pytest
 
 from fpstate import Cpu, Image, Layout
-from fpstate.source.census import odd_ones, x87_depth
+from fpstate.command.threads import describe, table
+from fpstate.image.legacy import FSAVE_LAYOUT
+from fpstate.source.census import Environment, odd_ones, x87_depth
 from fpstate.source.thread import ThreadState
 
 
@@ -59,3 +61,19 @@ def test_x87_depth_counts_what_is_not_empty() -> None:
     assert x87_depth(thread().image) == 0
     assert x87_depth(thread(st0=1, st1=2).image) == 2
     assert x87_depth(thread(mm0=1).image) == 8
+
+
+def test_images_without_room_for_a_register_do_not_vote_on_it() -> None:
+    """XSAVEC with RFBM 60000H stores no control word, FSAVE no MXCSR."""
+    cpu = Cpu.catalog("emerald-rapids")
+    tiles = Image.initial(Layout.compacted(cpu, 0x60000))
+    assert Environment.of(tiles) == Environment(None, None, None)
+    assert x87_depth(tiles) is None
+    threads = [ThreadState(None, image) for image in (tiles, Image.initial(FSAVE_LAYOUT))]
+    assert odd_ones(threads) == []
+    report = describe("tiles", threads, [])
+    assert [(each["mxcsr"], each["fcw"], each["x87_depth"]) for each in report["threads"]] == [
+        (None, None, None),
+        (None, "0x037f", 0),
+    ]
+    assert [line.split()[1:4] for line in table(report)][1:3] == [["-", "-", "-"], ["-", "0x037f", "0"]]

@@ -79,6 +79,34 @@ def test_a_smaller_consistent_frame_is_read_as_such():
     assert (state.image, state.findings) == (image, ())
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(("machine", "start"), [("x86-64", 0), ("i386", 112)])
+def test_components_behind_the_end_that_a_frame_states_are_shown_and_told_of(machine, start, named):
+    """As sigreturn loads them, with the second magic word that lies in tmm0 then."""
+    cpu = Cpu.catalog("emerald-rapids")
+    image = random_image(Layout.standard(cpu), 5, present=0x602E7)
+    whole = signal_frame(image, machine=machine)
+    magic = int.from_bytes(whole[-4:], "little")
+    data = changed(changed(whole, start + SOFTWARE_AT + 16, 2816), start + 2816, magic)
+    (state,) = open_raw(data, cpu=cpu if named else None)
+    (finding,) = state.findings
+    assert (finding.id, finding.component, finding.found, finding.expected) == ("SRC018", 18, 2816, 11008)
+    assert {each.register for each in differences(state.image, image)} == {"tmm0"}
+    assert state.image.registers["tmm0"] & 0xFFFFFFFF == magic
+
+
+def test_what_a_frame_asks_for_behind_its_end_and_does_not_state_is_left_out():
+    cpu = Cpu.catalog("emerald-rapids")
+    image = random_image(Layout.standard(cpu), 5, present=0x202E7)
+    whole = signal_frame(image)
+    data = changed(changed(whole, SOFTWARE_AT + 16, 2816), 2816, int.from_bytes(whole[-4:], "little"))
+    (state,) = open_raw(data, cpu=cpu)
+    assert state.findings == ()
+    assert state.image.layout.size == 2816
+    with pytest.raises(SourceError, match="2816 bytes for XCR0 0x602e7"):
+        open_raw(data)
+
+
 def test_components_that_xfeatures_does_not_ask_for_will_be_initialised():
     image = random_image(Layout.standard(ZEN4), 5, present=0x2E7)
     (state,) = open_raw(signal_frame(image, xfeatures=3), cpu=ZEN4)

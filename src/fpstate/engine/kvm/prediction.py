@@ -24,9 +24,12 @@ from fpstate.image.finding import Finding, Severity
 from fpstate.image.image import Image
 from fpstate.image.loss import LOSSES
 from fpstate.image.rules import Verdict, check, predict
+from fpstate.image.tile import restore_defect
 from fpstate.source.guest_state import PKRU_OS_DEFAULT, GuestState, with_pkru
 
 _PKRU: Final = mask_of(Component.PKRU)
+_TILECFG: Final = mask_of(Component.TILECFG)
+_ILLEGAL_TILECFG: Final = "XS034"
 _MXCSR_CARRIERS: Final = LEGACY | mask_of(Component.AVX)
 """One of them brings MXCSR where the kernel restores in the standard format; without any the vCPU's old one stays
 (``xfeatures_mxcsr_quirk``; SDM Vol. 1, 13.8)."""
@@ -112,22 +115,28 @@ def predict_load(state: GuestState, destination: Destination, *, allow_loss: int
     dropped = allow_loss & state.image.xstate_bv & ~(room & (state.enabled | LEGACY))
     kept = _without(state, harmless | dropped)
     if found := kept.findings():
+        whole = _without(state, harmless)
+        if dropped and not whole.findings() and (others := _lost(whole, destination) & ~allow_loss):
+            return _loss(state, destination, others)  # of a set that XCR0 has whole or not at all
         reasons = tuple(f"{each.id} {each.message}" for each in found)
         return Prediction(
             *(Outcome.REJECTED, state, destination, "EINVAL"),
             reasons=reasons,
             findings=tuple(found),
         )
-    in_use = kept.image.in_use
-    lost = in_use & ~room | in_use & destination.guest_xss & ~CARRIED_BY_MSRS
+    lost = _lost(kept, destination)
     if lost & ~allow_loss:
         return _loss(state, destination, lost & ~allow_loss)
+    if illegal := _illegal_tilecfg(kept.image) & allow_loss & room:
+        kept = replace(kept, image=_unstated(kept.image, illegal))
     lacking = (kept.image.xstate_bv | kept.xcr0 | kept.xss) & ~room
     fitted = _without(kept, lacking)
     capable = destination.xfd_capable
     fitted = replace(fitted, xfd=fitted.xfd & capable, xfd_err=fitted.xfd_err & capable)
     try:
-        return _fitting(state, fitted, destination, harmless | lacking & ~lost, dropped | lost, allow_loss)
+        return _fitting(
+            state, fitted, destination, harmless | lacking & ~lost, dropped | lost | illegal, allow_loss
+        )
     except ConversionLoss as error:
         mask = mask_of(*(loss.component for loss in error.losses))
         return replace(_loss(state, destination, mask), reasons=tuple(map(str, error.losses)))
@@ -155,18 +164,36 @@ def _without(state: GuestState, mask: int) -> GuestState:
     """Return a state that does not have some components: not stated, not enabled, not held back."""
     if not mask:
         return state
-    data = bytearray(state.image.to_bytes())
-    stated = int.from_bytes(data[_XSTATE_BV], "little")
-    data[_XSTATE_BV] = (stated & ~mask).to_bytes(8, "little")
     keep = ~(mask & ~LEGACY)
     return replace(
         state,
-        image=Image(bytes(data), state.image.layout, state.image.layout_source),
+        image=_unstated(state.image, mask),
         xcr0=state.xcr0 & keep,
         xss=state.xss & keep,
         xfd=state.xfd & keep,
         xfd_err=state.xfd_err & keep,
     )
+
+
+def _unstated(image: Image, mask: int) -> Image:
+    """Return an image that does not state some components."""
+    data = bytearray(image.to_bytes())
+    stated = int.from_bytes(data[_XSTATE_BV], "little")
+    data[_XSTATE_BV] = (stated & ~mask).to_bytes(8, "little")
+    return Image(bytes(data), image.layout, image.layout_source)
+
+
+def _lost(state: GuestState, destination: Destination) -> int:
+    """Return the components that are not initial and that the vCPU lacks, or for which KVM has no way."""
+    in_use = state.image.in_use
+    room = destination.guest_xcr0 | LEGACY | destination.guest_xss
+    return in_use & ~room | in_use & destination.guest_xss & ~CARRIED_BY_MSRS
+
+
+def _illegal_tilecfg(image: Image) -> int:
+    """Return TILECFG's bit where it is stated and no restore loads it: KVM takes it, and the guest's is initial."""
+    stated = image.xstate_bv & image.layout.mask & _TILECFG
+    return stated if stated and restore_defect(image.store.read_all(Component.TILECFG)) else 0
 
 
 def _loss(state: GuestState, destination: Destination, mask: int) -> Prediction:
@@ -215,6 +242,10 @@ def _fitting(
     doubts = [each for each in original if each.severity is Severity.WARNING and each.id.startswith("XS1")]
     reasons += [f"{each.id} {each.message}" for each in doubts]
     outcome = outcome_of(verdict, [])
+    if outcome is Outcome.LOSS:
+        losses = [each for each in check(payload, Consumer.KVM, target) if each.id == _ILLEGAL_TILECFG]
+        reasons += [f"{each.id} {each.message}" for each in losses]
+        doubts += losses
     if outcome is Outcome.LOADED and reasons:
         outcome = Outcome.SUSPICIOUS
     return Prediction(

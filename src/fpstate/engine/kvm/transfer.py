@@ -150,12 +150,14 @@ def _accepted(state: GuestState, there: Destination, allow_loss: int) -> Predict
     """Foretell a load, and raise LoadRefused where it is not to be done."""
     prediction = predict_load(state, there, allow_loss=allow_loss)
     if prediction.payload is None:
+        is_loss = prediction.outcome is Outcome.LOSS
+        elsewhere = (
+            "name what may be lost, or load it into a vCPU that has these components" if is_loss else None
+        )
         raise LoadRefused(
             f"{prediction}: " + ("; ".join(prediction.reasons) or "the kernel would refuse it"),
             prediction,
-            help="name what may be lost, or load it into a vCPU that has these components"
-            if prediction.outcome is Outcome.LOSS
-            else next((each.help for each in prediction.findings if each.help), None),
+            help=next((each.help for each in prediction.findings if each.help), elsewhere),
         )
     return prediction
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from fpstate.arch.component import Component, mask_of
 from fpstate.engine.model.area import Area
-from fpstate.engine.model.fault import PROTECTION, UNDEFINED, fault
+from fpstate.engine.model.fault import PAGE, PROTECTION, UNDEFINED, fault
 from fpstate.engine.model.machine import Machine
 from fpstate.image.tile import (
     CONFIGURATION_SIZE,
@@ -32,6 +32,8 @@ _TILE_SIZE: Final = MOST_ROWS * MOST_BYTES
 def ldtilecfg(machine: Machine, data: bytes) -> None:
     """LDTILECFG with 64 bytes: palette 0 initialises, palette 1 configures; tiles become zero. #GP for the rest."""
     machine.use(mask_of(TILECFG))
+    _check_memory(data, CONFIGURATION_SIZE, "LDTILECFG")
+    data = bytes(data[:CONFIGURATION_SIZE])
     if problem := configuration_problem(data):
         raise fault(PROTECTION, f"LDTILECFG: {problem}", "SDM Vol. 2, LDTILECFG")
     tilerelease(machine)
@@ -48,6 +50,7 @@ def check_contents(data: bytes) -> None:
 def sttilecfg(machine: Machine, area: Area) -> None:
     """STTILECFG: the configuration into the first 64 bytes; zeros for the initial one."""
     machine.use(mask_of(TILECFG))
+    _check_memory(area, CONFIGURATION_SIZE, "STTILECFG")
     area[:CONFIGURATION_SIZE] = machine.file.values[TILECFG]
 
 
@@ -68,6 +71,7 @@ def tilezero(machine: Machine, tile: int) -> None:
 def tileloadd(machine: Machine, tile: int, data: bytes, stride: int) -> None:
     """TILELOADD: rows from start_row on, each ``stride`` bytes after the last; what is outside them becomes zero."""
     start_row, rows, width = _addressable(machine, tile)
+    _check_memory(data, (rows - 1) * stride + width, "TILELOADD")
     kept = machine.file.values[TILEDATA][tile * _TILE_SIZE :][: start_row * MOST_BYTES]
     loaded = (
         data[row * stride : row * stride + width].ljust(MOST_BYTES, b"\0") for row in range(start_row, rows)
@@ -78,10 +82,18 @@ def tileloadd(machine: Machine, tile: int, data: bytes, stride: int) -> None:
 def tilestored(machine: Machine, tile: int, area: Area, stride: int) -> None:
     """TILESTORED: rows from start_row on, each ``stride`` bytes after the last."""
     start_row, rows, width = _addressable(machine, tile)
+    _check_memory(area, (rows - 1) * stride + width, "TILESTORED")
     value = machine.file.values[TILEDATA][tile * _TILE_SIZE :]
     for row in range(start_row, rows):
         area[row * stride : row * stride + width] = value[row * MOST_BYTES :][:width]
     _restart(machine)
+
+
+def _check_memory(area: Area | bytes, needed: int, mnemonic: str) -> None:
+    """Raise #PF where memory ends before what the instruction touches."""
+    if len(area) < needed:
+        reason = f"{mnemonic}: bytes up to {needed} are touched, the memory has {len(area)}"
+        raise fault(PAGE, reason, f"SDM Vol. 2, {mnemonic}")
 
 
 def _configured(machine: Machine, tile: int) -> tuple[int, int]:

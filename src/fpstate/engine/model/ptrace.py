@@ -59,6 +59,9 @@ def set_regset(kernel: Kernel, task: Task, data: bytes) -> None:
     written[XSTATE_BV_AT : XSTATE_BV_AT + 8] = stated.to_bytes(8, "little")
     if target.compacted_restore and verdict.mxcsr == MXCSR_INIT:
         image.store.view[MXCSR_AT : MXCSR_AT + 4] = MXCSR_INIT.to_bytes(4, "little")
+    elif not target.compacted_restore:  # the standard format brings MXCSR whatever is stated
+        kept = state.vso.image().registers.canonical("mxcsr")
+        image.registers["mxcsr"] = kept if verdict.mxcsr is None else verdict.mxcsr
     merged = merge_uabi(image, state.vso.image(), config.kernel_layout((state.xfeatures | LEGACY) & ~_PKRU))
     task.manager.store(state.vso, stated_components(merged), merged.layout, copier(merged))
     task.fpu.pkru, task.written = pkru, bytes(written)
