@@ -10,6 +10,7 @@ import pytest
 from cpuid_record import leaves_of
 
 from fpstate.arch import Component, Cpu, Geometry, Layout
+from fpstate.arch.catalog import ALIASES
 from fpstate.arch.cpu import FEATURE_BITS
 from fpstate.errors import CpuidError, UnknownCpu
 
@@ -40,6 +41,12 @@ def test_catalog_entries_say_where_they_come_from(name: str) -> None:
     assert ("model:" in cpu.provenance) == (cpu.source == "model")
     recorded_here = f"{RECORDED.relative_to(PROJECT)}" in cpu.provenance
     assert (cpu.source == "model") + (".txt" in cpu.provenance) + recorded_here == 1
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_other_names_of_a_processor_are_understood(alias: str, name: str) -> None:
+    assert Cpu.catalog(alias) == Cpu.catalog(name)
+    assert alias not in Cpu.catalog_names()
 
 
 def test_the_processor_of_the_recordings_is_the_one_that_was_recorded() -> None:

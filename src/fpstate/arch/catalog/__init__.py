@@ -7,12 +7,22 @@ order EAX, EBX, ECX, EDX; only the leaves that describe state components are kep
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from fpstate.arch.cpu import Cpu, Leaves
 from fpstate.errors import UnknownCpu
+
+ALIASES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **{"naples": "zen1", "rome": "zen2", "milan": "zen3", "genoa": "zen4", "turin": "zen5"},
+        **{"cascade-lake": "cascade-lake-sp", "ice-lake": "ice-lake-sp"},
+    }
+)
+"""Other names under which processors of the catalog are known: AMD's server processors by their code names."""
 
 
 def names() -> tuple[str, ...]:
@@ -22,7 +32,9 @@ def names() -> tuple[str, ...]:
 
 @cache
 def load(name: str) -> Cpu:
-    """Return one processor of the catalog; raises UnknownCpu, which lists the names."""
+    """Return one processor of the catalog, by its name or an alias; raises UnknownCpu, which lists the names."""
+    if name in ALIASES:
+        return load(ALIASES[name])
     entry = _entries().get(name)
     if entry is None:
         raise UnknownCpu(name, list(names()))
