@@ -13,6 +13,7 @@ import pytest
 
 from fpstate.errors import UnsupportedHere
 from fpstate.program import BUILTIN, Program, include_dir
+from fpstate.vso.kernel_permission import read_kernel_permission
 
 Assemble = Callable[..., Program]
 
@@ -23,13 +24,34 @@ GUEST_FLAGS = (
 )
 PROLOGUE = '#include "fpstate_guest.h"\n.intel_syntax noprefix\nFPSTATE_ENTRY\n'
 EPILOGUE = '\n    ud2\n.section .note.GNU-stack, "", @progbits\n'
+_PERMITTED = pytest.StashKey[int | None]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_PERMITTED] = permitted()
     # A shell that starts the tests in the background has SIGINT ignored, here and in all that is started from here.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "soak: long runs with many contexts and preemptions, a part of CI")
+
+
+def permitted() -> int | None:
+    """What this process may use; None where the kernel does not tell."""
+    try:
+        return read_kernel_permission().host
+    except UnsupportedHere:
+        return None
+
+
+@pytest.hookimpl(trylast=True)  # once the test's own changes are undone
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Blame the test that asked for components in this process: Linux takes nothing back, and others build on it."""
+    before, after = item.config.stash[_PERMITTED], permitted()
+    item.config.stash[_PERMITTED] = after
+    if before != after:
+        pytest.fail(
+            f"the permission of the tests' own process changed from {before or 0:#x} to {after or 0:#x}"
+        )
 
 
 @pytest.fixture(scope="session")
