@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from fpstate.arch import Cpu
@@ -43,6 +43,25 @@ def run_all(
 ) -> RunReport:
     """Run to the end and return the report."""
     return Scheduler(engine, quantum_ns=quantum, processors=processors).run(vcpus)
+
+
+def turn(engine: NativeEngine, vcpus: Sequence[NativeVcpu], slices: int) -> None:
+    """Run some slices, and take out who has not ended."""
+    queue = engine.queue()
+    for vcpu in vcpus:
+        queue.add(vcpu)
+    queue.run_slices(QUANTUM, slices)
+    for vcpu in vcpus:
+        if vcpu.exit is None:
+            queue.remove(vcpu)
+
+
+def turn_into_the_loop(engine: NativeEngine, vcpus: Sequence[NativeVcpu], slices: int) -> None:
+    """Run canaries for some slices, and until each has loaded its pattern: a slice may pass without a step."""
+    turn(engine, vcpus, slices)
+    for vcpu in vcpus:
+        while not vcpu.core.registers[15]:  # the last register that they load
+            turn(engine, [vcpu], 1)
 
 
 def check(vcpu: NativeVcpu, seed: int, argument: int | None = None) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import pytest
-from engine_runs import QUANTUM, check, run_all
+from engine_runs import check, run_all, turn, turn_into_the_loop
 
 from fpstate.arch.component import LEGACY
 from fpstate.engine.native import NativeEngine, NativeVcpu
@@ -19,24 +19,6 @@ ARGUMENT = 60_000
 
 def start(engine: NativeEngine, count: int, **options) -> list[NativeVcpu]:
     return [engine.vcpu(CANARY.load(), seed=seed, argument=ARGUMENT, **options) for seed in range(count)]
-
-
-def turn(engine: NativeEngine, vcpus: list[NativeVcpu], slices: int) -> None:
-    queue = engine.queue()
-    for vcpu in vcpus:
-        queue.add(vcpu)
-    queue.run_slices(QUANTUM, slices)
-    for vcpu in vcpus:
-        if vcpu.exit is None:
-            queue.remove(vcpu)
-
-
-def turn_into_the_loop(engine: NativeEngine, vcpus: list[NativeVcpu], slices: int) -> None:
-    """Run canaries for some slices, and until each has loaded its pattern: a slice may pass without a step."""
-    turn(engine, vcpus, slices)
-    for vcpu in vcpus:
-        while not vcpu.core.registers[15]:  # the last register that they load
-            turn(engine, [vcpu], 1)
 
 
 def wrong(vcpus: list[NativeVcpu]) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from engine_runs import check, run_all
-from kvm_runs import turn as turn_kvm
+from engine_runs import check, run_all, turn_into_the_loop
+from kvm_runs import turn_into_the_loop as turn_guests_into_the_loop
 
 from fpstate.arch import Component, mask_of
 from fpstate.arch.component import LEGACY
@@ -43,14 +43,6 @@ def start(engine, count=6):
     return [engine.vcpu(CANARY.load(), seed=seed, argument=ARGUMENT) for seed in range(count)]
 
 
-def turn(engine, vcpus, slices):
-    queue = engine.queue()
-    for vcpu in vcpus:
-        queue.add(vcpu)
-    queue.run_slices(100_000, slices)
-    queue.clear()
-
-
 def probed(engine) -> dict[str, int]:
     vcpu = engine.vcpu(PROBE.load())
     run_all(engine, [vcpu])
@@ -68,7 +60,7 @@ def test_a_program_finds_the_same_in_a_guest(kvm_keys):
 
 def test_a_changed_pkru_is_named(keys, engine):
     vcpus = start(engine, 3)
-    turn(engine, vcpus, 9)
+    turn_into_the_loop(engine, vcpus, 9)
     vcpus[1].core.pkru ^= 0x80000000
     run_all(engine, vcpus)
     assert (check(vcpus[0], 0, ARGUMENT), check(vcpus[2], 2, ARGUMENT)) == (None, None)
@@ -141,7 +133,7 @@ def test_a_load_that_gives_a_guest_another_s_pkru_is_caught(kvm_keys, kind):
 
     engine = kvm_keys(None, Engine, vcpus=1)
     guests = start(engine, 3)
-    turn_kvm(engine, guests, 12)
+    turn_guests_into_the_loop(engine, guests, 12)
     run_all(engine, guests)
     assert any(
         "the first in pkru at" in (check(guest, seed, ARGUMENT) or "") for seed, guest in enumerate(guests)
