@@ -8,6 +8,7 @@ from typing import Final
 
 from fpstate.arch.component import Component
 from fpstate.errors import ProgramError
+from fpstate.image.consumer import INIT_PKRU
 
 MAGIC: Final = 0
 SEED: Final = 8
@@ -54,7 +55,7 @@ TILEDATA: Final = 1 << Component.TILEDATA
 AMX: Final = TILECFG | TILEDATA
 KNOWN_FEATURES: Final = X87 | SSE | AVX | AVX512 | PKRU | AMX
 
-ENTRY_PKRU: Final = 0x55555554
+ENTRY_PKRU: Final = INIT_PKRU
 """A program's PKRU at entry, as Linux gives it to a new program (``init_pkru_value``): key 0 alone is open."""
 
 _HEADER = struct.Struct("<8Q")
