@@ -127,7 +127,7 @@ class Generator:
                 Layout.compacted(cpu, self.compared & keep) for keep in (0xE7, 0x7, 0xA6, 0x22, 0x84, 1)
             ]
             if self.compared & AMX:
-                layouts += [Layout.compacted(cpu, keep) for keep in (0x202, 0x60000, 0x60207, 0x20020)]
+                layouts += [Layout.compacted(cpu, xcr0 & keep) for keep in (0x202, 0x60000, 0x60207, 0x20020)]
         self.layouts = layouts
         self.area_size = -(-max(layout.size for layout in layouts) // 64) * 64
         self.masks = self._masks()

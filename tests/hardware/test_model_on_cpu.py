@@ -349,4 +349,4 @@ def test_a_wrong_model_is_caught(compare, here, monkeypatch, wrong):
         pytest.skip("FCS and FDS (CPUID.(07H,0):EBX[13] deprecates them)")
     SABOTAGES[wrong](monkeypatch)
     comparison = compare(5000, seed=5, most_differences=3)
-    assert len(comparison.differences) >= 3
+    assert comparison.differences

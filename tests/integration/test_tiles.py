@@ -70,14 +70,14 @@ def audited(twin: str, core: str) -> dict:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("quantum", ["20us", "100us"])
+@pytest.mark.parametrize(("quantum", "argument"), [("20us", "100"), ("100us", "2000")])
 @pytest.mark.parametrize("processors", ["1", "2"])
-def test_a_thousand_contexts_keep_their_tiles(tiles, switch, quantum, processors):
+def test_a_thousand_contexts_keep_their_tiles(tiles, switch, quantum, argument, processors):
     if int(processors) > len(os.sched_getaffinity(0)):
         pytest.skip(f"{processors} processors")
     options = ("--request", "tiledata", "--vcpus", "1000", "--processors", processors, "--quantum", quantum)
     code, report = run(
-        *options, "--argument", "20000", "--timeout", "60s", "amx_matmul", "canary", core=switch
+        *options, "--argument", argument, "--timeout", "60s", "amx_matmul", "canary", core=switch
     )
     assert (code, report["ends"], report["problems"]) == (0, {"finished": 1000}, [])
     assert (report["checked"], report["wrong"], report["leaked_bytes"]) == (1000, 0, 0)

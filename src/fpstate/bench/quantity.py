@@ -88,9 +88,10 @@ def as_json(quantity: Quantity, ratio: Ratio | None, missing: str) -> dict[str, 
     }
     if ratio is None:
         return {"value": None, "met": None, "missing": missing, **stated}
+    value = round(ratio.value, 3)
     return {
-        "value": round(ratio.value, 3),
-        "met": ratio.value <= quantity.limit,
+        "value": value,
+        "met": value <= quantity.limit,
         **stated,
         "median": round(ratio.median, 3),
         "case": ratio.case,

@@ -138,7 +138,7 @@ class NativeEngine:
         found = _core.features()
         self.manager = manager
         self.managed = found["managed_mask"]
-        self._usable = self.managed | (mask_of(Component.PKRU) if found["pkru"] else 0)
+        self._switched_apart = mask_of(Component.PKRU) if found["pkru"] else 0
         self.compact = manager.config.compacted
         if self.compact and not (found["xsavec"] and found["xgetbv1"]):
             raise UnsupportedHere("XSAVEC with XGETBV(1), which the manager's processor has")
@@ -154,7 +154,7 @@ class NativeEngine:
 
     def offered(self, permitted: int) -> int:
         """Return the components that a program is told it may use, of a VSO with these permitted."""
-        return permitted & self._usable & USER_SUPPORTED
+        return permitted & (self.managed | self._switched_apart) & USER_SUPPORTED
 
     def restore_mask(self, vso: Vso) -> int:
         """Return what each entry restores: everything, so that what the VSO lacks becomes initial."""

@@ -26,7 +26,7 @@ _BUDGET_NS = 20_000_000
 _SHORTEST_NS = 10_000
 _SAMPLES = 1 << 16
 _MOST_DOUBLINGS = 8
-_MOST_STAYS = 4
+_MOST_STAYS = 8
 """How often in a row a guest keeps its KVM vCPU, for the sake of an exception that KVM would not tell."""
 
 
@@ -146,7 +146,7 @@ class KvmQueue:
     def _enter(self, ticker: Ticker, carrier: Carrier, guest: KvmGuest, quantum_ns: int) -> None:
         if guest.entered:
             raise VsoError(f"{guest.name} was interrupted while its state was saved after an interrupt")
-        kept = self.engine.keeps_residents and (self.engine.each or guest.stays)
+        kept = guest.stays or (self.engine.each and self.engine.keeps_residents)
         if carrier.resident is not guest or guest.changed or not kept:
             carrier.load(guest)
             guest.changed = False
