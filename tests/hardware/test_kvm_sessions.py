@@ -180,7 +180,9 @@ def test_a_checkpoint_disturbs_nobody(session):
         saved = session.checkpoint().checkpoint
         assert saved is not None
         there = (saved.registers.rip, saved.registers.general)
-        if there == before:  # a checkpoint may cost KVM its page tables, and an entry then more than a quantum
+        if (
+            there == before
+        ):  # a checkpoint may cost KVM its page tables, and an entry then more than a quantum
             quantum *= 2
         before = there
         stops += 1
