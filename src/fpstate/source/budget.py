@@ -207,6 +207,6 @@ class Budget:
 def stored_size(stream: Stream) -> int:
     """Return n: the bytes of the file as it is stored, compressed and without the holes of a sparse file.
 
-    A stream of another make that does not say so is as long as it says, or of unknown length, which counts as 0.
+    A stream that does not say counts as 0: its length may be a claim, and is not what anything is stored in.
     """
-    return int(getattr(stream, "stored", stream.size or 0))
+    return int(getattr(stream, "stored", 0))
