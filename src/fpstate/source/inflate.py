@@ -69,7 +69,7 @@ def _pieces(stream: FileStream, codec: str, budget: Budget, memory: int) -> Iter
 
 
 def _failure(stream: FileStream, codec: str, error: Exception) -> Exception:
-    if _MEMORY in str(error).casefold():
+    if isinstance(error, MemoryError) or _MEMORY in str(error).casefold():
         return _WindowTooLargeError()
     return SourceError(stream.name, f"damaged {codec} data: {error}")
 
@@ -174,10 +174,10 @@ def _failures(codec: str) -> tuple[type[Exception], ...]:
     if codec == "xz":
         import lzma
 
-        return (lzma.LZMAError, EOFError, ValueError)
+        return (lzma.LZMAError, EOFError, ValueError, MemoryError)
     import zlib
 
-    return (zlib.error, OSError, EOFError, ValueError)
+    return (zlib.error, OSError, EOFError, ValueError, MemoryError)
 
 
 class _Reader:
@@ -204,7 +204,7 @@ def _zstd(stream: FileStream, memory: int) -> Iterator[bytes]:
             source = library.ZstdFile(_Reader(stream), options=option)
         while piece := source.read(_PIECE):
             yield piece
-    except (error_type, EOFError) as error:
+    except (error_type, EOFError, MemoryError) as error:
         raise _failure(stream, "zstd", error) from error
 
 

@@ -251,6 +251,17 @@ def test_a_dictionary_that_grows_on_the_way_is_given_it_and_nothing_is_lost(tmp_
         assert stream.read_at(0, 1 << 30) == data
 
 
+def test_a_dictionary_for_which_there_is_no_memory_is_refused_as_too_large(tmp_path, monkeypatch):
+    def none_left(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(inflate, "_decoder", none_left)
+    path = tmp_path / "data"
+    path.write_bytes(lzma.compress(b"x"))
+    with closing(open_stream(str(path))) as stream, pytest.raises(BudgetExceeded, match="needs memory"):
+        stream.read_at(0, 1)
+
+
 # What a minidump may share
 
 
