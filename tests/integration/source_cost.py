@@ -15,7 +15,7 @@ from pathlib import Path
 from fpstate.source.budget import MEMORY, MEMORY_SHARE
 
 ADDRESSES = 3 << 30
-SECONDS = 120
+SECONDS = 600
 
 _CHILD = (
     f"ADDRESSES, SECONDS = {ADDRESSES}, {SECONDS}"

@@ -74,7 +74,7 @@ class _Place(NamedTuple):
 
 
 class _Threads:
-    """The threads of a core in its order, 24 bytes each, so that a million notes take little memory."""
+    """The threads of a core in its order, 24 bytes each: that many of them take little memory."""
 
     def __init__(self, core: ElfCore) -> None:
         self.with_state = 0
