@@ -135,9 +135,9 @@ def run(args: argparse.Namespace) -> int:
             )
         else:
             for image in reported:
-                out.write("".join(f"{line}\n" for line in _text(image)))
+                out.lines(_text(image))
             if fixed is not None:
-                out.write("".join(f"{line}\n" for line in _changes(args.fix, fixed)))
+                out.lines(_changes(args.fix, fixed))
     return int(reported.found)
 
 

@@ -29,6 +29,11 @@ class HeldOutput:
             self._release()
         return len(text)
 
+    def lines(self, texts: Iterable[str]) -> None:
+        """Write texts, each in a line of its own."""
+        for text in texts:
+            self.write(f"{text}\n")
+
     def __enter__(self) -> Self:
         return self
 

@@ -25,10 +25,9 @@ def render(threads: Iterable[dict[str, Any]], wanted: Wanted, out: HeldOutput) -
     """Print one thread after the other, to ``out`` or on a terminal."""
     if sys.stdout.isatty() and _draw(threads, wanted):
         return
-    gap = ""
-    for thread in threads:
-        out.write(gap + "".join(f"{line}\n" for line in _plain(thread, wanted)))
-        gap = "\n"
+    for number, thread in enumerate(threads):
+        out.lines([""] if number else [])
+        out.lines(_plain(thread, wanted))
 
 
 def headline(thread: dict[str, Any]) -> str:

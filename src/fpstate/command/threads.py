@@ -79,10 +79,9 @@ class _Report:
             if json:
                 write_json(out, self._head(), "threads", self, tail=self._tail, indent=2)
                 return
-            out.write(_line(_COLUMNS, self._widths))
-            for thread in self:
-                out.write(_line(_row(thread), self._widths))
-            out.write(_summary({**self._head(), **self._tail()}, self.count) + "\n")
+            out.lines([_line(_COLUMNS, self._widths)])
+            out.lines(_line(_row(thread), self._widths) for thread in self)
+            out.lines([_summary({**self._head(), **self._tail()}, self.count)])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield each thread described."""
@@ -201,7 +200,7 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines that show what ``describe`` returned."""
     rows = [_COLUMNS, *(_row(thread) for thread in report["threads"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    yield from (_line(row, widths).removesuffix("\n") for row in rows)
+    yield from (_line(row, widths) for row in rows)
     yield _summary(report, len(report["threads"]))
 
 
@@ -210,7 +209,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
         cell.rjust(widths[column]) if column in _RIGHT else cell.ljust(widths[column])
         for column, cell in enumerate(row)
     )
-    return "  ".join(cells).rstrip() + "\n"
+    return "  ".join(cells).rstrip()
 
 
 def _summary(report: dict[str, Any], count: int) -> str:
