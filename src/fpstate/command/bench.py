@@ -13,6 +13,8 @@ from fpstate.bench.measured import SCHEMA, Settings
 from fpstate.bench.quantity import SECTIONS, beyond
 from fpstate.engine.native import missing
 from fpstate.errors import FpStateError, UnsupportedHere
+from fpstate.source.durable import FIGURES, write_file
+from fpstate.source.place import place_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         settings = replace(settings, repeats=args.repeats)
     report = measure(args.names, settings, lambda name: print(f"bench: {name}", file=sys.stderr, flush=True))
     if args.plot:
-        args.plot.write_text(draw(report), encoding="utf-8")
+        write_file(args.plot, draw(report).encode(), mode=FIGURES)
     print(json.dumps(report, indent=2) if args.json else "\n".join(lines(report)))
     return _gate(beyond(report)) if args.gate else 0
 
@@ -65,6 +67,9 @@ def _check(args: argparse.Namespace) -> None:
         args.plot.is_dir() or not os.access(args.plot if args.plot.exists() else args.plot.parent, os.W_OK)
     ):
         raise FpStateError(f"--plot {args.plot}: it cannot be written")
+    if args.plot:
+        with place_of(args.plot):
+            pass  # raises for a link that is not followed
 
 
 def _gate(beyond: list[str]) -> int:

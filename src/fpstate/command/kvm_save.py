@@ -17,6 +17,7 @@ from fpstate.engine.kvm.session import Session
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.program.builtin import BUILTIN
 from fpstate.source.checkpoint import SavedState
+from fpstate.source.durable import make_folder
 from fpstate.source.state_file import SUFFIX, write_state
 
 
@@ -69,7 +70,7 @@ def samples(session: Session, args: argparse.Namespace) -> Iterator[tuple[Path, 
     samplers: dict[str, Sampler] = {}
     folder = Path(args.to)
     if len(jobs) > 1 or folder.is_dir() or args.to.endswith(os.sep):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         paths = [
             folder / f"{Path(job.program.name).name}-{number:04}{SUFFIX}" for number, job in enumerate(jobs)
         ]
