@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from fpstate.bench.measured import SCHEMA, Settings
 from fpstate.bench.quantity import SECTIONS, beyond
+from fpstate.command import output
 from fpstate.engine.native import missing
 from fpstate.errors import FpStateError, UnsupportedHere
 from fpstate.source.durable import FIGURES, write_file
@@ -46,11 +46,19 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.quickly() if args.quick else Settings()
     if args.repeats is not None:
         settings = replace(settings, repeats=args.repeats)
-    report = measure(args.names, settings, lambda name: print(f"bench: {name}", file=sys.stderr, flush=True))
+    report = measure(args.names, settings, _announce)
     if args.plot:
         write_file(args.plot, draw(report).encode(), mode=FIGURES)
-    print(json.dumps(report, indent=2) if args.json else "\n".join(lines(report)))
+    if args.json:
+        output.document(report)
+    else:
+        output.lines(lines(report))
     return _gate(beyond(report)) if args.gate else 0
+
+
+def _announce(name: str) -> None:
+    output.message(f"bench: {name}")
+    sys.stderr.flush()
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -74,5 +82,5 @@ def _check(args: argparse.Namespace) -> None:
 
 def _gate(beyond: list[str]) -> int:
     for name in beyond:
-        print(f"fpstate: {name} misses its limit by more than half", file=sys.stderr)
+        output.message(f"fpstate: {name} misses its limit by more than half")
     return 1 if beyond else 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from fpstate.arch import Cpu
+from fpstate.command import output
 from fpstate.command.mix import choose
 from fpstate.command.quantity import count, size
 from fpstate.engine.kvm.sampling import Sampler
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
             write_state(path, saved)
             written += 1
             total += path.stat().st_size
-            print(f"{path}  {session.name}  seed {seed}")
-    print(f"{written} state{'s' * (written != 1)}, {total} bytes", file=sys.stderr)
+            output.lines([f"{path}  {session.name}  seed {seed}"])
+    output.message(f"{written} state{'s' * (written != 1)}, {total} bytes")
     return 0
 
 

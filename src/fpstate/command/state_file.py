@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Final
 
 from fpstate.arch import Cpu
+from fpstate.command import output
 from fpstate.errors import SourceError
 from fpstate.image import Image
 from fpstate.image.finding import Severity
@@ -78,5 +79,5 @@ def _known(source: str, thread: ThreadState) -> Image:
     """Return a thread's image, and say which registers its writer lost."""
     for finding in thread.findings:
         if finding.component is not None and finding.severity is Severity.WARNING:
-            print(f"fpstate: {source}: {finding.id}: {finding.message}; taken for initial", file=sys.stderr)
+            output.message(f"fpstate: {source}: {finding.id}: {finding.message}; taken for initial")
     return thread.image
