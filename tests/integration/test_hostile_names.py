@@ -299,7 +299,7 @@ def test_paths_of_ours_are_exact_for_programs_and_printable_on_terminals(capfdbi
 
 @pytest.mark.usefixtures("core")
 @pytest.mark.parametrize("given", ["clear", "C1 byte"], indirect=True)
-def test_the_command_itself_cleans_what_it_prints(given):
+def test_the_command_itself_cleans_what_it_prints(given, monkeypatch):
     """In a process of its own, as people start it."""
 
     def command(arguments: list[str]) -> int:
@@ -311,3 +311,7 @@ def test_the_command_itself_cleans_what_it_prints(given):
         _, sent = on_a_terminal(*arguments, run=command)
         assert sent
         assert wrong_with(sent) == []
+    monkeypatch.setenv("FPSTATE_CORE", given.name)
+    code, sent = on_a_terminal("cpu", run=command)
+    assert (code, wrong_with(sent)) == (2, [])
+    assert b"FPSTATE_CORE is" in sent
