@@ -98,3 +98,52 @@ def test_the_kernel_has_them_marked(setting, kept):
     *addresses, text = done.stdout.split("\n", 4)
     assert "VmFlags" in text
     assert [("dd" in flags_of(text, int(address, 16))) for address in addresses] == [kept] * 4
+
+
+CARRIER = """
+import os, re, threading, time
+from fpstate import Manager, NativeEngine, Scheduler, _core
+from fpstate.program import BUILTIN
+from fpstate.vso.kernel_permission import read_kernel_permission
+
+def kept():
+    text = open("/proc/self/smaps").read()
+    return sum(int(size) for size, flags in re.findall(r"^Size: +([0-9]+) kB$.*?^VmFlags:([a-z ]+)$", text, re.M | re.S)
+               if "dd" in flags.split())
+
+def run():
+    Scheduler(engine).run([vcpu])
+    ran.set()
+    looked.wait(60)
+
+engine = NativeEngine(Manager(), timeout=60)
+vcpu = engine.vcpu(BUILTIN["spin"].load(), argument=1)
+ran, looked = threading.Event(), threading.Event()
+thread = threading.Thread(target=run)
+thread.start()
+ran.wait(60)
+there = kept()
+looked.set()
+thread.join()
+while len(os.listdir("/proc/self/task")) > 1:  # it gives back what it has after Python has let it go
+    time.sleep(0.01)
+found = there - kept()
+pages = lambda size: (size + 4095) // 4096 * 4
+print(found, pages((read_kernel_permission().minsigstksz or 0) + 65536) + 4 + pages(_core.features()["area_size"]))
+"""
+
+
+@pytest.mark.usefixtures("native")
+def test_a_thread_that_runs_guests_has_its_signal_stack_and_spill_area_marked():
+    """In KiB: what goes with such a thread was marked to the page."""
+    environment = {name: value for name, value in os.environ.items() if name != "FPSTATE_DUMP_STATES"}
+    done = subprocess.run(
+        [sys.executable, "-c", CARRIER],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment,
+    )
+    found, expected = map(int, done.stdout.split())
+    assert found == expected > 0

@@ -140,6 +140,14 @@ def test_a_writer_that_resolves_links_itself_is_caught(tmp_path, mode, owner, li
     assert outcome(tmp_path, mode, owner, link, follower, by_resolving) != REFUSED
 
 
+@pytest.mark.parametrize(("mode", "owner", "link", "follower", "expected"), RULE)
+def test_the_rule_itself(monkeypatch, mode, owner, link, follower, expected):
+    """For those who cannot make files of other users."""
+    monkeypatch.setattr(os, "geteuid", lambda: follower)
+    folder = os.stat_result((stat.S_IFDIR | mode, 0, 0, 0, owner, 0, 0, 0, 0, 0))
+    assert place.trusted(link, folder) == (expected == FOLLOWED)
+
+
 @needs_root
 @pytest.mark.parametrize("write", [replace_file, write_file])
 def test_the_refusal_names_the_link_its_owner_and_what_to_do(shared, victim, write):
