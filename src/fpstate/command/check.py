@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import COMPACTED_BIT, USER_DYNAMIC, component_name, mask_names
+from fpstate.command import output
 from fpstate.command.finding_report import finding_data, hexadecimal
 from fpstate.command.quantity import bitmap
 from fpstate.command.state_file import write_private
@@ -119,12 +119,12 @@ def run(args: argparse.Namespace) -> int:
     fixed = _fix(args, images, target) if args.fix else None
     out = sys.stderr if args.fix == "-" else sys.stdout
     if args.json:
-        print(json.dumps(_report(images, target, fixed), indent=2), file=out)
+        output.document(_report(images, target, fixed), file=out)
     else:
         for image in images:
-            print("\n".join(_text(image)), file=out)
+            output.lines(_text(image), file=out)
         if fixed is not None:
-            print("\n".join(_changes(args.fix, fixed)), file=out)
+            output.lines(_changes(args.fix, fixed), file=out)
     bad = {Severity.ERROR, Severity.WARNING} if args.strict else {Severity.ERROR}
     counting = (finding for image in images for finding in image.counting(every=bool(args.consumer)))
     return int(any(finding.severity in bad for finding in counting))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from fpstate.arch.component import mask_text
-from fpstate.command import tile_report
+from fpstate.command import output, tile_report
 from fpstate.command.register_report import Wanted
 
 _GROUP: Final = 16
@@ -23,7 +23,8 @@ _HOST_MASK: Final = "SRC010"
 def render(report: dict[str, Any], wanted: Wanted) -> None:
     """Print the report."""
     if not (sys.stdout.isatty() and _draw(report, wanted)):
-        print("\n\n".join("\n".join(_plain(thread, wanted)) for thread in report["threads"]))
+        for number, thread in enumerate(report["threads"]):
+            output.lines(([""] if number else []) + list(_plain(thread, wanted)))
 
 
 def headline(thread: dict[str, Any]) -> str:
@@ -135,11 +136,10 @@ def _plain(thread: dict[str, Any], wanted: Wanted) -> Iterator[str]:
 def _draw(report: dict[str, Any], wanted: Wanted) -> bool:
     """Draw on the terminal with rich, which honours NO_COLOR; False where rich is not there."""
     try:
-        from rich.console import Console
         from rich.table import Table
     except ImportError:
         return False
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = output.console()
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for thread in report["threads"]:
         console.print(headline(thread), style="bold")

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from fpstate.command import output
 from fpstate.errors import LayoutError, RegisterError, SourceError
 from fpstate.image.finding import Severity
 from fpstate.image.register import register_named
@@ -81,10 +82,8 @@ def run(args: argparse.Namespace) -> int:
         "threads": [describe(thread, wanted, views=args.json) for thread in threads],
     }
     if args.json:
-        import json
-
         # Without indentation json is several times as fast; programs do not need any.
-        print(json.dumps(report, indent=1 if sys.stdout.isatty() else None))
+        output.document(report, indent=1 if sys.stdout.isatty() else None)
     else:
         from fpstate.command.render import render
 

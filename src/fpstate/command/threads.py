@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from fpstate.arch import Cpu
 from fpstate.arch.component import mask_text
+from fpstate.command import output
 from fpstate.command.finding_report import finding_data
 from fpstate.command.quantity import duration, nanoseconds
 from fpstate.image import ControlWord, Mxcsr
+from fpstate.printable import printable
 from fpstate.source.census import Odd, odd_ones, x87_depth
 from fpstate.source.process import Snapshot, UnreadThread, snapshot
 from fpstate.source.thread import ThreadState
@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     odd = odd_ones(threads)
     report = describe(args.source, threads, odd, live)
     if args.json:
-        print(json.dumps(report, indent=2))
+        output.document(report)
     else:
-        print("\n".join(table(report)))
+        output.lines(table(report))
     for thread in report["unread"]:
-        print(f"fpstate: thread {thread['tid']} {thread['name']}: {thread['reason']}", file=sys.stderr)
+        output.message(f"fpstate: thread {thread['tid']} {thread['name']}: {thread['reason']}")
     return 1 if odd or report["unread"] else 0
 
 
@@ -160,7 +160,7 @@ def _row(thread: dict[str, Any]) -> tuple[str, ...]:
     return (
         "*" if thread["odd"] else "",
         "-" if thread["tid"] is None else str(thread["tid"]),
-        "".join(letter if letter.isprintable() else "?" for letter in thread["name"]),
+        printable(thread["name"]),
         thread["mxcsr"] or "-",
         thread["fcw"] or "-",
         "-" if thread["x87_depth"] is None else str(thread["x87_depth"]),
