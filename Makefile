@@ -11,6 +11,12 @@ SANITIZED := build/sanitize
 STRICT := $(if $(CI),ON,OFF)
 PIP := -m pip install --quiet --disable-pip-version-check
 
+# What CI takes from the index, build requirements too, has to have the hashes that tools/lock.sh has written down.
+# Elsewhere pip takes what pyproject.toml allows and the machine has.
+LOCK := tools/locked.txt
+locked = $(if $(CI),$(1) $(PIP) --require-hashes --requirement $(LOCK))
+OURS := $(if $(CI),--no-build-isolation --no-deps)
+
 .PHONY: run test test-pythons lint bench performance fuzz sanitize test-vm test-bochs clean
 
 run: $(VENV)/installed
@@ -71,12 +77,13 @@ $(VENV)/bin/python:
 	./tools/prepare.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(NATIVE) | $(VENV)/bin/python
-	$(BIN)/python $(PIP) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable .
+$(VENV)/installed: $(NATIVE) $(if $(CI),$(LOCK)) | $(VENV)/bin/python
+	$(call locked,$(BIN)/python)
+	$(BIN)/python $(PIP) $(OURS) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable .
 	touch $@
 
 $(VENV)/installed-test $(VENV)/installed-lint: $(VENV)/installed-%: $(VENV)/installed
-	$(BIN)/python $(PIP) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable '.[$*]'
+	$(BIN)/python $(PIP) $(OURS) --config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --editable '.[$*]'
 	touch $@
 
 # A peer that cannot be had is named by fpstate bench, and left out.
@@ -87,9 +94,10 @@ $(VENV)/installed-bench: $(VENV)/installed
 
 $(SANITIZED)/installed: $(NATIVE) $(shell find src -name '*.py') | $(VENV)/bin/python
 	$(PYTHON) -m venv $(SANITIZED)
-	$(SANITIZED)/bin/python $(PIP) --force-reinstall --no-deps --config-settings=build-dir=$(SANITIZED)/cmake \
+	$(call locked,$(SANITIZED)/bin/python)
+	$(SANITIZED)/bin/python $(PIP) $(OURS) --force-reinstall --no-deps --config-settings=build-dir=$(SANITIZED)/cmake \
 		--config-settings=cmake.define.FPSTATE_STRICT=$(STRICT) --config-settings=cmake.define.FPSTATE_SANITIZE=address,undefined .
-	$(SANITIZED)/bin/python $(PIP) '.[test]' --config-settings=build-dir=$(SANITIZED)/cmake \
+	$(SANITIZED)/bin/python $(PIP) $(OURS) '.[test]' --config-settings=build-dir=$(SANITIZED)/cmake \
 		--config-settings=cmake.define.FPSTATE_SANITIZE=address,undefined
 	touch $@
 

@@ -23,6 +23,7 @@ EOF
 missing=$(lacks)
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "fpstate: as root, this installs Debian packages that are missing: $missing" >&2
     apt-get update -qq
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing

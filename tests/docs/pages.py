@@ -85,7 +85,11 @@ def commands_of(block: Block) -> list[tuple[str, str]]:
     return [(command.replace("\n> ", "\n").rstrip("\n"), output) for command, output in found]
 
 
-PAGES = [Page(ROOT / "README.md"), *map(Page, sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    Page(ROOT / "README.md"),
+    Page(ROOT / "SECURITY.md"),
+    *map(Page, sorted((ROOT / "docs").glob("*.md"))),
+]
 
 
 def page_id(page: Page) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile_terminal import named_process
 from live_processes import compile_target, running
 
 import fpstate.gdb
@@ -202,3 +203,18 @@ def test_wrong_options_are_refused(gdb: Gdb, target: Path) -> None:
         assert "no option -x" in text
         assert "no such register" in gdb("-p", str(process.pid), commands=("fpstate show xmm77",))
         assert "no lane type 'f31'" in gdb("-p", str(process.pid), commands=("fpstate show -t f31 xmm0",))
+
+
+def test_the_name_of_a_thread_is_made_printable(gdb: Gdb) -> None:
+    with named_process() as process:
+        process.rename(b"\x1b[2JX\nforged")
+        told = gdb(
+            "-p",
+            str(process.pid),
+            commands=("fpstate show mxcsr", "fpstate threads", "fpstate show \x1b[5mX"),
+        )
+    assert told.count("\\x1b[2JX\\nforged") >= 2  # gdb itself may name it too
+    assert "\\x1b[5mX" in told
+    assert "\x1b[2J" not in told
+    assert "\x1b[5m" not in told
+    assert "\nforged" not in told

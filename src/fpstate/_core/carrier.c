@@ -1,5 +1,6 @@
 /* This thread as one that runs guests: its alternate stack, its timer, its spill area. */
 #include "core.h"
+#include "dumps.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -93,7 +94,7 @@ static int map_areas(struct carrier *carrier)
     if (stack == MAP_FAILED)
         return -1;
     carrier->stack = stack + PAGE;
-    if (mprotect(stack, PAGE, PROT_NONE))
+    if (!keep_from_dumps(stack, carrier->stack_size + PAGE) || mprotect(stack, PAGE, PROT_NONE))
         return -1;
     carrier->spill_size = (processor()->area_size + PAGE - 1) & ~(size_t)(PAGE - 1);
     carrier->spill = mmap(NULL, carrier->spill_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -101,7 +102,7 @@ static int map_areas(struct carrier *carrier)
         carrier->spill = NULL;
         return -1;
     }
-    return 0;
+    return keep_from_dumps(carrier->spill, carrier->spill_size) ? 0 : -1;
 }
 
 static int make_timer(struct carrier *carrier)

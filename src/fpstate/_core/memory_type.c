@@ -1,4 +1,5 @@
 /* Memory: a guest's private memory between two guard pages. */
+#include "dumps.h"
 #include "types.h"
 
 #include <string.h>
@@ -34,7 +35,8 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->start = mapping + PAGE;
     self->size = size;
     self->writable = PyMem_Calloc((size_t)(size / PAGE), 1);
-    if (!self->writable || mprotect(self->start, (size_t)size, PROT_READ | PROT_WRITE)) {
+    if (!self->writable || !keep_from_dumps(mapping, (size_t)size + 2 * PAGE) ||
+        mprotect(self->start, (size_t)size, PROT_READ | PROT_WRITE)) {
         Py_DECREF(self);
         return self->writable ? PyErr_SetFromErrno(PyExc_OSError) : PyErr_NoMemory();
     }

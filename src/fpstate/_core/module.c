@@ -1,4 +1,5 @@
 /* The module: processor facts, the guarded exchange, the spill area, and the types. */
+#include "dumps.h"
 #include "types.h"
 
 #include "c_api.h"
@@ -72,7 +73,12 @@ static char *scratch(size_t *area)
 {
     *area = (processor()->area_size + 4095) & ~4095ul;
     char *memory = mmap(NULL, 2 * *area + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return memory == MAP_FAILED ? NULL : memory;
+    if (memory == MAP_FAILED)
+        return NULL;
+    if (keep_from_dumps(memory, 2 * *area + 4096))
+        return memory;
+    munmap(memory, 2 * *area + 4096);
+    return NULL;
 }
 
 static void release_scratch(char *memory, size_t area)

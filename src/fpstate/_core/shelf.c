@@ -1,5 +1,6 @@
 /* A region is two megabytes, aligned to as much, with its own free list: one huge page where the kernel has it. */
 #include "shelf.h"
+#include "dumps.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
@@ -99,6 +100,10 @@ static struct region *map_region(struct shelf *shelf)
     if (aligned > start)
         munmap(start, (size_t)(aligned - start));
     munmap(aligned + REGION_BYTES, (size_t)(start + REGION_BYTES - aligned));
+    if (!keep_from_dumps(aligned, REGION_BYTES)) {
+        munmap(aligned, REGION_BYTES);
+        return NULL;
+    }
     madvise(aligned, REGION_BYTES, shelf->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     struct region *region = (struct region *)aligned;
     region->fresh = aligned + ALIGNMENT;

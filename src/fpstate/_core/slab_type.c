@@ -1,4 +1,5 @@
 /* Slab: equal, 64-byte-aligned buffers in one mapping. A slot that is given back is zeroed first. */
+#include "dumps.h"
 #include "types.h"
 
 #include <sys/mman.h>
@@ -21,6 +22,10 @@ static char *map_slots(size_t size)
     char *start = mmap(NULL, size + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED)
         return NULL;
+    if (!keep_from_dumps(start, size + slack)) {
+        munmap(start, size + slack);
+        return NULL;
+    }
     if (!slack)
         return start;
     char *aligned = (char *)(((uintptr_t)start + slack) & ~(uintptr_t)(HUGE_PAGE - 1));

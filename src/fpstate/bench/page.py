@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from fpstate.source.durable import FIGURES, replace_file
+
 from .table import ratio_rows, tables
 
 BEGIN: Final = "<!-- measured: begin, by make performance -->"
@@ -42,6 +44,12 @@ def replaced(page: str, report: dict[str, Any]) -> str:
     return "\n".join((before + begin, "", *markdown(report), "", end + after))
 
 
+def renew(page: Path, report: Path) -> None:
+    """Write the page anew, with a report in JSON. Raises ValueError, OSError, and SourceError as output files do."""
+    text = replaced(page.read_text("utf-8"), json.loads(report.read_text("utf-8")))
+    replace_file(page, text.encode(), mode=FIGURES)
+
+
 def _machine(report: dict[str, Any]) -> Iterator[str]:
     machine, settings = report["machine"], report["settings"]
     kind = "a virtual machine" if machine["virtual_machine"] else "no virtual machine"
@@ -65,7 +73,4 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    PAGE = Path(sys.argv[2])
-    PAGE.write_text(
-        replaced(PAGE.read_text("utf-8"), json.loads(Path(sys.argv[1]).read_text("utf-8"))), "utf-8"
-    )
+    renew(Path(sys.argv[2]), Path(sys.argv[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
@@ -11,8 +10,11 @@ from pathlib import Path
 
 from fpstate.bench.measured import SCHEMA, Settings
 from fpstate.bench.quantity import SECTIONS, beyond
+from fpstate.command import output
 from fpstate.engine.native import missing
 from fpstate.errors import FpStateError, UnsupportedHere
+from fpstate.source.durable import FIGURES, write_file
+from fpstate.source.place import place_of
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,11 +46,19 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings.quickly() if args.quick else Settings()
     if args.repeats is not None:
         settings = replace(settings, repeats=args.repeats)
-    report = measure(args.names, settings, lambda name: print(f"bench: {name}", file=sys.stderr, flush=True))
+    report = measure(args.names, settings, _announce)
     if args.plot:
-        args.plot.write_text(draw(report), encoding="utf-8")
-    print(json.dumps(report, indent=2) if args.json else "\n".join(lines(report)))
+        write_file(args.plot, draw(report).encode(), mode=FIGURES)
+    if args.json:
+        output.document(report)
+    else:
+        output.lines(lines(report))
     return _gate(beyond(report)) if args.gate else 0
+
+
+def _announce(name: str) -> None:
+    output.message(f"bench: {name}")
+    sys.stderr.flush()
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -65,9 +75,12 @@ def _check(args: argparse.Namespace) -> None:
         args.plot.is_dir() or not os.access(args.plot if args.plot.exists() else args.plot.parent, os.W_OK)
     ):
         raise FpStateError(f"--plot {args.plot}: it cannot be written")
+    if args.plot:
+        with place_of(args.plot):
+            pass  # raises for a link that is not followed
 
 
 def _gate(beyond: list[str]) -> int:
     for name in beyond:
-        print(f"fpstate: {name} misses its limit by more than half", file=sys.stderr)
+        output.message(f"fpstate: {name} misses its limit by more than half")
     return 1 if beyond else 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import component_name
+from fpstate.command import output
 from fpstate.command.quantity import bitmap
 from fpstate.command.state_file import processor, read_state, write_private
 from fpstate.errors import ConversionLoss, LayoutError
@@ -88,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
     changes = converted.changes if converted is not None else ()
     if args.json:
         report = describe(args, layout, losses, changes, written=converted is not None)
-        print(json.dumps(report, indent=2), file=sys.stderr if args.output == "-" else sys.stdout)
+        output.document(report, file=sys.stderr if args.output == "-" else sys.stdout)
     else:
         for line in lines(losses, changes, values=not args.no_values, lost=converted is not None):
-            print(f"fpstate: {line}", file=sys.stderr)
+            output.message(f"fpstate: {line}")
         if refused is not None:
-            print(f"  try: {refused.help.replace(': ', ' with --drop ', 1)}", file=sys.stderr)
+            output.message(f"  try: {refused.help.replace(': ', ' with --drop ', 1)}")
     return 0 if converted is not None else 1
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from fpstate.arch import COMPONENTS, Cpu, Layout
 from fpstate.arch.component import LEGACY_PLACES, component_name, components_in, mask_text
+from fpstate.command import output
 from fpstate.errors import FpStateError
 from fpstate.vso.config import FpuConfig, StateConfig
 from fpstate.vso.kernel_permission import KernelPermission, read_kernel_permission
@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; raises UnknownCpu for a name, and UnsupportedHere where the host cannot be asked."""
     report = describe(Cpu.catalog(args.cpu) if args.cpu else Cpu.host())
     if args.json:
-        print(json.dumps(report, indent=2))
+        output.document(report)
     elif not (sys.stdout.isatty() and _draw(report)):
-        print("\n".join(_plain(report)))
+        output.lines(_plain(report))
     return 0
 
 
@@ -245,11 +245,10 @@ def _draw(report: dict[str, Any]) -> bool:
     """Draw on the terminal with rich, which honours NO_COLOR; False where rich is not there."""
     try:
         from rich.box import SIMPLE_HEAD
-        from rich.console import Console
         from rich.table import Table
     except ImportError:
         return False
-    console = Console(highlight=False, markup=False)
+    console = output.console()
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from fpstate.command import output
 from fpstate.command.state_file import processor, read_state
 from fpstate.command.tile_report import configuration, configuration_words, different_rows, is_tile
 from fpstate.errors import FpStateError
@@ -59,12 +58,11 @@ def run(args: argparse.Namespace) -> int:
     ]
     found = differences(*images, exact=args.exact)
     if args.json:
-        print(json.dumps(describe(args, found), indent=2))
+        output.document(describe(args, found))
     else:
-        for line in lines(found, values=not args.no_values):
-            print(line)
+        output.lines(lines(found, values=not args.no_values))
         if not found:
-            print("no register differs", file=sys.stderr)
+            output.message("no register differs")
     return 1 if found else 0
 
 

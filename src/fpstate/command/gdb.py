@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import fpstate.gdb
+from fpstate.command import output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,5 +22,5 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the path."""
-    print(Path(fpstate.gdb.__file__).with_name("extension.py"))
+    output.path(str(Path(fpstate.gdb.__file__).with_name("extension.py")))
     return 0

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
 
+from fpstate.command import output
+
 HELD: Final = 256 << 10
 """Characters of a report that are held back; a longer one is printed as it comes, and may break off."""
 
@@ -30,9 +32,8 @@ class HeldOutput:
         return len(text)
 
     def lines(self, texts: Iterable[str]) -> None:
-        """Write texts, each in a line of its own."""
-        for text in texts:
-            self.write(f"{text}\n")
+        """Write texts, each printable and in a line of its own."""
+        output.lines(texts, file=self)
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from fpstate.command import output
 from fpstate.program.installed import include_dir
 
 
@@ -17,5 +18,5 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the folder; raises UnsupportedHere where the package was not built."""
-    print(include_dir())
+    output.path(str(include_dir()))
     return 0

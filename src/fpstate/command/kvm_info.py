@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import Any, Final
 
 from fpstate.arch import Cpu
 from fpstate.arch.component import USER_DYNAMIC, mask_text
+from fpstate.command import output
 from fpstate.engine.kvm.abi import API_VERSION, CAPABILITIES
 from fpstate.engine.kvm.destination import SUPERVISOR_MSRS, XFD, XFD_ERR, XSS, Destination
 from fpstate.engine.kvm.device import Device
@@ -32,7 +32,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the report; raises UnsupportedHere without a usable /dev/kvm."""
     report = describe()
-    print(json.dumps(report, indent=2) if args.json else "\n".join(_text(report)))
+    if args.json:
+        output.document(report)
+    else:
+        output.lines(_text(report))
     return 0
 
 

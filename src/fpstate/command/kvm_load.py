@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fpstate.arch.component import mask_names, mask_of, mask_text
+from fpstate.command import output
 from fpstate.command.quantity import nanoseconds
 from fpstate.engine.kvm.session import Session
 from fpstate.engine.kvm.transfer import LoadReport, load
@@ -76,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
     with Session() as session:
         done = [load_file(session, file, allow_loss=allowed, limit=limit) for file in files]
     if args.json:
-        print(json.dumps({"schema": SCHEMA, "files": [describe(each) for each in done]}, indent=2))
+        output.document({"schema": SCHEMA, "files": [describe(each) for each in done]})
     else:
         for each in done:
-            print("\n".join(_text(each, in_full=len(done) == 1)))
+            output.lines(_text(each, in_full=len(done) == 1))
         bad = sum(each.exit_code != 0 for each in done)
-        print(f"{len(done) - bad} of {len(done)} loaded and right", file=sys.stderr)
+        output.message(f"{len(done) - bad} of {len(done)} loaded and right")
     return max((each.exit_code for each in done), default=0)
 
 

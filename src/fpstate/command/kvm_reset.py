@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from fpstate.command import output
 from fpstate.engine.kvm.inside import seen_inside
 from fpstate.engine.kvm.reset import Survivor, reset, survivors
 from fpstate.engine.kvm.session import Session
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
         inside = seen_inside(session)
     report = {"schema": SCHEMA, "before": _rows(before), "host": _rows(outside), "guest": _rows(inside)}
     if args.json:
-        print(json.dumps(report, indent=2))
+        output.document(report)
     else:
-        print("\n".join(_text(before, outside, inside)))
+        output.lines(_text(before, outside, inside))
     return int(bool(outside or inside))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from fpstate.arch import Cpu
+from fpstate.command import output
 from fpstate.command.mix import choose
 from fpstate.command.quantity import count, size
 from fpstate.engine.kvm.sampling import Sampler
@@ -17,6 +17,7 @@ from fpstate.engine.kvm.session import Session
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.program.builtin import BUILTIN
 from fpstate.source.checkpoint import SavedState
+from fpstate.source.durable import make_folder
 from fpstate.source.state_file import SUFFIX, write_state
 
 
@@ -52,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
             write_state(path, saved)
             written += 1
             total += path.stat().st_size
-            print(f"{path}  {session.name}  seed {seed}")
-    print(f"{written} state{'s' * (written != 1)}, {total} bytes", file=sys.stderr)
+            output.lines([f"{path}  {session.name}  seed {seed}"])
+    output.message(f"{written} state{'s' * (written != 1)}, {total} bytes")
     return 0
 
 
@@ -69,7 +70,7 @@ def samples(session: Session, args: argparse.Namespace) -> Iterator[tuple[Path, 
     samplers: dict[str, Sampler] = {}
     folder = Path(args.to)
     if len(jobs) > 1 or folder.is_dir() or args.to.endswith(os.sep):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         paths = [
             folder / f"{Path(job.program.name).name}-{number:04}{SUFFIX}" for number, job in enumerate(jobs)
         ]

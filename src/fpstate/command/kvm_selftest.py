@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -16,6 +14,7 @@ from typing import Final
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import mask_text
+from fpstate.command import output
 from fpstate.command.kvm_load import load_file
 from fpstate.command.kvm_reset import dirty_from_inside
 from fpstate.engine.kvm.abi import REGISTERS, REGS
@@ -82,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
             {"name": each.name, "held": each.held, "detail": each.detail, "seconds": round(each.seconds, 3)}
             for each in results
         ]
-        print(json.dumps({"schema": SCHEMA, "checks": rows}, indent=2))
+        output.document({"schema": SCHEMA, "checks": rows})
     else:
         for each in results:
-            print(f"{'ok    ' if each.held else 'FAILED'}  {each.name}: {each.detail}")
-    print(f"{sum(each.seconds for each in results):.1f} s", file=sys.stderr)
+            output.lines([f"{'ok    ' if each.held else 'FAILED'}  {each.name}: {each.detail}"])
+    output.message(f"{sum(each.seconds for each in results):.1f} s")
     return int(not all(each.held for each in results))
 
 

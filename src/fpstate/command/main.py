@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from fpstate.command.output import Parser, message, with_clean_streams
 from fpstate.errors import FpStateError
 
 VERBS: Final = (
@@ -20,6 +21,7 @@ _EPILOG = """exit codes: 0 done and clean; 1 findings (wrong, leaked, invalid); 
 3 unsupported here (processor, kernel, permission); 4 cannot decide"""
 
 
+@with_clean_streams
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code; the console script of the package."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -31,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except FpStateError as error:
-        print(f"fpstate: {error}", file=sys.stderr)
+        message(f"fpstate: {error}")
         if error.help:
-            print(f"  try: {error.help}", file=sys.stderr)
+            message(f"  try: {error.help}")
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except OSError as error:
-        print(f"fpstate: {error}", file=sys.stderr)
+        message(f"fpstate: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -56,7 +58,7 @@ class _Version(argparse.Action):
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fpstate",
         description="Floating-point and vector state as an object: sized, saved, switched, isolated, looked into.",
         epilog=_EPILOG,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from fpstate.arch.component import mask_text
-from fpstate.command import tile_report
+from fpstate.command import output, tile_report
 from fpstate.command.held_output import HeldOutput
 from fpstate.command.register_report import Wanted
 
@@ -139,11 +139,10 @@ def _plain(thread: dict[str, Any], wanted: Wanted) -> Iterator[str]:
 def _draw(threads: Iterable[dict[str, Any]], wanted: Wanted) -> bool:
     """Draw on the terminal with rich, which honours NO_COLOR; False where rich is not there."""
     try:
-        from rich.console import Console
         from rich.table import Table
     except ImportError:
         return False
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = output.console()
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for thread in threads:
         console.print(headline(thread), style="bold")

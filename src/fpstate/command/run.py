@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from fpstate.arch.component import mask_names, mask_text
 from fpstate.arch.cpu import Cpu
+from fpstate.command import output
 from fpstate.command.component_request import components
 from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen, kvm_vcpus, offered, open_engine
 from fpstate.command.mix import Job, Mix
@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
     """Run and report; 1 where a result is wrong, a vCPU did not finish, or anything leaked."""
     outcome = execute(args)
     if args.json:
-        print(json.dumps(describe(outcome), indent=2))
+        output.document(describe(outcome))
     else:
-        print("\n".join(text(outcome)))
+        output.lines(text(outcome))
     return 0 if outcome.clean else 1
 
 
@@ -289,10 +289,9 @@ class _Progress:
         self.ended = 0
         self.bar: Any = None
         if not quiet and sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import Progress
 
-            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.bar = Progress(console=output.console(stderr=True), transient=True)
 
     def __enter__(self) -> tuple[Callable[[], None], Callable[[], None]]:
         if self.bar:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
+from fpstate.command import output
 from fpstate.command.quantity import duration, nanoseconds
 from fpstate.command.tile_report import different_rows, is_tile
 from fpstate.errors import FpStateError, NumberError, RegisterError, SourceError
@@ -49,16 +48,13 @@ def run(args: argparse.Namespace) -> int:
     done = rewrite(tid, lambda registers: assign(registers, wanted), limit=args.limit / 1e9)
     report = describe(args.pid, done, [name for name, _ in wanted])
     if args.json:
-        print(json.dumps(report, indent=2))
+        output.document(report)
     else:
         for each in report["registers"]:
-            print("\n".join(_lines(each)))
-        print(
-            f"thread {tid}: written and read back; stood still for {duration(done.stop * 1e9)}",
-            file=sys.stderr,
-        )
+            output.lines(_lines(each))
+        output.message(f"thread {tid}: written and read back; stood still for {duration(done.stop * 1e9)}")
         for note in done.notes:
-            print(f"fpstate: note: {note}", file=sys.stderr)
+            output.message(f"fpstate: note: {note}")
     return 0
 
 

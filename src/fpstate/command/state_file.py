@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 import sys
 from collections.abc import Iterable
 from contextlib import closing
-from pathlib import Path
 from typing import Final
 
 from fpstate.arch import Cpu
+from fpstate.command import output
 from fpstate.errors import SourceError
 from fpstate.image import Image
 from fpstate.image.finding import Severity
@@ -57,18 +56,16 @@ def write_private(target: str, data: bytes) -> None:
     """Write a whole file at once, readable by its owner alone; ``-`` is stdout.
 
     A file that exists is replaced only when all is written. What is no regular file (a pipe, a device) is written
-    to as it is.
+    to as it is; a terminal is refused. Raises OSError, and SourceError as ``write_file`` does.
     """
-    if target == "-":
-        sys.stdout.buffer.write(data)
-        return
-    path = Path(target).resolve()
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        path.write_bytes(data)
-        return
-    from fpstate.source.durable import replace_file
+    from fpstate.source.durable import terminal_refused, write_file
 
-    replace_file(path, data)
+    if target != "-":
+        write_file(target, data)
+    elif sys.stdout.isatty():
+        raise terminal_refused("standard output")
+    else:
+        sys.stdout.buffer.write(data)
 
 
 def _of_thread(source: str, threads: Iterable[ThreadState], wanted: int | None) -> Image:
@@ -94,5 +91,5 @@ def _known(source: str, thread: ThreadState) -> Image:
     """Return a thread's image, and say which registers its writer lost."""
     for finding in thread.findings:
         if finding.component is not None and finding.severity is Severity.WARNING:
-            print(f"fpstate: {source}: {finding.id}: {finding.message}; taken for initial", file=sys.stderr)
+            output.message(f"fpstate: {source}: {finding.id}: {finding.message}; taken for initial")
     return thread.image

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from fpstate.arch import Cpu
 from fpstate.arch.component import mask_text
+from fpstate.command import output
 from fpstate.command.finding_report import finding_data
 from fpstate.command.held_output import HeldOutput, write_json
 from fpstate.command.quantity import duration, nanoseconds
 from fpstate.image import ControlWord, Mxcsr
+from fpstate.printable import printable
 from fpstate.source.census import Census, Odd, odd_registers, x87_depth
 from fpstate.source.open import is_process, threads_of
 from fpstate.source.process import Snapshot, UnreadThread, snapshot
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             report = _Report(args.source, threads)
             report.print(json=args.json)
     for thread in report.unread:
-        print(f"fpstate: thread {thread['tid']} {thread['name']}: {thread['reason']}", file=sys.stderr)
+        output.message(f"fpstate: thread {thread['tid']} {thread['name']}: {thread['reason']}")
     return 1 if report.odd or report.unread else 0
 
 
@@ -222,7 +224,7 @@ def _row(thread: dict[str, Any]) -> tuple[str, ...]:
     return (
         "*" if thread["odd"] else "",
         "-" if thread["tid"] is None else str(thread["tid"]),
-        "".join(letter if letter.isprintable() else "?" for letter in thread["name"]),
+        printable(thread["name"]),
         thread["mxcsr"] or "-",
         thread["fcw"] or "-",
         "-" if thread["x87_depth"] is None else str(thread["x87_depth"]),

@@ -13,6 +13,7 @@ from fpstate.errors import FpStateError
 from fpstate.gdb import text
 from fpstate.gdb.inferior import States, states
 from fpstate.gdb.opinion import disagreements
+from fpstate.printable import printable
 from fpstate.source.census import odd_ones
 from fpstate.source.thread import ThreadState
 
@@ -29,11 +30,12 @@ class _Command(gdb.Command):  # type: ignore[misc]
         """Print the answer, paged as gdb does."""
         try:
             for line in self._answer(shlex.split(argument)):
-                gdb.write(line + "\n")
+                gdb.write(printable(line) + "\n")
         except FpStateError as error:
-            raise gdb.GdbError(f"{error}\n  try: {error.help}" if error.help else str(error)) from error
+            told = [str(error), *([f"  try: {error.help}"] if error.help else [])]
+            raise gdb.GdbError("\n".join(map(printable, told))) from error
         except (ValueError, OSError) as error:
-            raise gdb.GdbError(f"fpstate: {error}") from error
+            raise gdb.GdbError(printable(f"fpstate: {error}")) from error
 
 
 def register() -> None:

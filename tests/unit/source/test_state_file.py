@@ -231,7 +231,7 @@ def test_a_folder_lists_its_states_and_no_hidden_file(tmp_path):
 
 def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeypatch):
     replace_file(tmp_path / "a", b"old")
-    monkeypatch.setattr("os.rename", lambda *names: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr("os.rename", lambda *names, **folders: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="no"):
         replace_file(tmp_path / "a", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -239,7 +239,7 @@ def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path, monkeyp
 
 
 def test_file_systems_without_nameless_files_do_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("fpstate.source.durable._unnamed", lambda folder: None)
+    monkeypatch.setattr("fpstate.source.durable._unnamed", lambda folder, mode: None)
     replace_file(tmp_path / "a", b"old")
     replace_file(tmp_path / "a", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 from dataclasses import dataclass, field
 
@@ -70,6 +71,8 @@ class Arena:
 
     def _add(self, size: int) -> _Chunk:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if os.environ.get("FPSTATE_DUMP_STATES", "") in ("", "0"):  # else guests are part of core dumps
+            memory.madvise(mmap.MADV_DONTDUMP)
         slot, guest_address = self._free_slot(), self._next_address
         self._next_address += size  # before KVM knows: who is interrupted here must not use it again
         self.machine.map(slot, guest_address, ctypes.addressof(ctypes.c_char.from_buffer(memory)), size)
