@@ -19,6 +19,12 @@ _BLOCKABLE = signal.valid_signals()
 """All but the two that the C library keeps for itself."""
 
 
+def drain(tick: int) -> None:
+    """Forget the ticks that came to the calling thread, which blocks them."""
+    while signal.sigtimedwait((tick,), 0) is not None:
+        pass
+
+
 class _SignalEvent(ctypes.Structure):
     """struct sigevent with SIGEV_THREAD_ID (include/uapi/asm-generic/siginfo.h)."""
 
@@ -91,5 +97,4 @@ class Ticker:
         self._drain()
 
     def _drain(self) -> None:
-        while signal.sigtimedwait((self.tick,), 0) is not None:
-            pass
+        drain(self.tick)
