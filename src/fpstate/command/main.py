@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
+from fpstate.command.streams import abandon, standard_streams
 from fpstate.errors import FpStateError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 VERBS: Final = (
     *("run", "show", "cpu", "threads", "set", "gdb", "convert", "diff", "check", "kvm", "include", "bench"),
@@ -20,29 +23,40 @@ _EPILOG = """exit codes: 0 done and clean; 1 findings (wrong, leaked, invalid); 
 3 unsupported here (processor, kernel, permission); 4 cannot decide"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code; the console script of the package."""
+def main(argv: Sequence[str] | None = None, *, before_run: Callable[[], None] | None = None) -> int:
+    """Run a verb and return the exit code. ``before_run`` is called once its modules are imported."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    try:
-        args = _parser(argv).parse_args(argv)
-        code: int = args.run(args)
+    with standard_streams():
+        try:
+            args = _parser(argv).parse_args(argv)
+            if before_run:
+                before_run()
+            code: int = args.run(args)
+            sys.stdout.flush()
+            return code
+        except FpStateError as error:
+            print(f"fpstate: {error}", file=sys.stderr)
+            if error.help:
+                print(f"  try: {error.help}", file=sys.stderr)
+            return error.exit_code
+        except BrokenPipeError:
+            abandon(sys.stdout)
+            return 2
+        except OSError as error:
+            print(f"fpstate: {error}", file=sys.stderr)
+            abandon(sys.stdout)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says it where help cannot be written, which argparse keeps to itself; subparsers are of this class too."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Write the help text."""
+        (file or sys.stdout).write(self.format_help())
         sys.stdout.flush()
-        return code
-    except FpStateError as error:
-        print(f"fpstate: {error}", file=sys.stderr)
-        if error.help:
-            print(f"  try: {error.help}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
-    except OSError as error:
-        print(f"fpstate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 class _Version(argparse.Action):
@@ -51,12 +65,12 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print(f"fpstate {version('fpstate')}")
+        print(f"fpstate {version('fpstate')}", flush=True)
         parser.exit()
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fpstate",
         description="Floating-point and vector state as an object: sized, saved, switched, isolated, looked into.",
         epilog=_EPILOG,
@@ -68,7 +82,3 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for verb in asked or VERBS:
         importlib.import_module(f"fpstate.command.{verb}").add_parser(subparsers)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import sys
 from contextlib import closing
@@ -58,6 +59,8 @@ def write_private(target: str, data: bytes) -> None:
     to as it is.
     """
     if target == "-":
+        if sys.__stdout__ is None:
+            raise OSError(errno.EBADF, "standard output is closed")
         sys.stdout.buffer.write(data)
         return
     path = Path(target).resolve()
