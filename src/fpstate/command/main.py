@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None, *, before_run: Callable[[], None] | 
             print(f"fpstate: {error}", file=sys.stderr)
             abandon(sys.stdout)
             return 2
+        except MemoryError:
+            print("fpstate: out of memory", file=sys.stderr)
+            return 2
         except KeyboardInterrupt:
             return 130
 
