@@ -6,7 +6,16 @@ import argparse
 
 import pytest
 
-from fpstate.command.quantity import QUANTUM_MINIMUM, bitmap, count, duration, nanoseconds, quantum, size, word
+from fpstate.command.quantity import (
+    QUANTUM_MINIMUM,
+    bitmap,
+    count,
+    duration,
+    nanoseconds,
+    quantum,
+    size,
+    word,
+)
 
 
 @pytest.mark.parametrize(
