@@ -25,32 +25,35 @@ _EPILOG = """exit codes: 0 done and clean; 1 findings (wrong, leaked, invalid); 
 
 def main(argv: Sequence[str] | None = None, *, before_run: Callable[[], None] | None = None) -> int:
     """Run a verb and return the exit code. ``before_run`` is called once its modules are imported."""
-    argv = sys.argv[1:] if argv is None else list(argv)
     with standard_streams():
-        try:
-            args = _parser(argv).parse_args(argv)
-            if before_run:
-                before_run()
-            code: int = args.run(args)
-            sys.stdout.flush()
-            return code
-        except FpStateError as error:
-            print(f"fpstate: {error}", file=sys.stderr)
-            if error.help:
-                print(f"  try: {error.help}", file=sys.stderr)
-            return error.exit_code
-        except BrokenPipeError:
-            abandon(sys.stdout)
-            return 2
-        except OSError as error:
-            print(f"fpstate: {error}", file=sys.stderr)
-            abandon(sys.stdout)
-            return 2
-        except MemoryError:
-            print("fpstate: out of memory", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            return 130
+        return _run(sys.argv[1:] if argv is None else list(argv), before_run)
+
+
+def _run(argv: list[str], before_run: Callable[[], None] | None) -> int:
+    try:
+        args = _parser(argv).parse_args(argv)
+        if before_run:
+            before_run()
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except FpStateError as error:
+        print(f"fpstate: {error}", file=sys.stderr)
+        if error.help:
+            print(f"  try: {error.help}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        abandon(sys.stdout)
+        return 2
+    except OSError as error:
+        print(f"fpstate: {error}", file=sys.stderr)
+        abandon(sys.stdout)
+        return 2
+    except MemoryError:
+        print("fpstate: out of memory", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 class _Parser(argparse.ArgumentParser):
