@@ -1,6 +1,7 @@
 /* Errors of fpstate as the core raises them. What a refused restore means is worded in Python, once. */
 #include "types.h"
 
+#include <errno.h>
 #include <string.h>
 
 static const char REFUSED_RESTORES[] = "fpstate.arch.exception";
@@ -27,6 +28,18 @@ static void raise_made(PyObject *error)
     if (error)
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     Py_XDECREF(error);
+}
+
+void *raise_no_carrier(void)
+{
+    int error = errno;
+    if (error != EAGAIN) /* which timer_create alone answers */
+        return PyErr_SetFromErrno(PyExc_OSError);
+    PyObject *maker = attribute_of("fpstate.errors", "TimerRefused");
+    if (maker)
+        raise_made(PyObject_CallFunction(maker, "i", error));
+    Py_XDECREF(maker);
+    return NULL;
 }
 
 void raise_illegal(const struct illegal *what)

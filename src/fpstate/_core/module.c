@@ -170,7 +170,7 @@ static PyObject *core_unspill(PyObject *module, PyObject *args)
         explicit_bzero(carrier->spill, carrier->spill_size);
     if (done)
         Py_RETURN_NONE;
-    return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+    return PyErr_Occurred() ? NULL : raise_no_carrier();
 }
 
 static PyMethodDef core_methods[] = {

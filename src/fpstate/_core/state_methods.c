@@ -67,7 +67,7 @@ static PyObject *core_save_state(PyObject *module, PyObject *args)
         return NULL;
     struct carrier *carrier = carrier_with_signal();
     if (!carrier)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_no_carrier();
     int error = core_ready();
     if (error)
         return context_failed(error);
@@ -148,7 +148,13 @@ static PyObject *core_load_spilled(PyObject *module, PyObject *none)
     (void)none;
     struct refusal refusal = {0};
     struct carrier *carrier = carrier_with_signal();
-    int error = carrier ? guarded_load(carrier->spill, &refusal) : ENOMEM;
+    if (!carrier)
+        return raise_no_carrier();
+    if (!*(const uint64_t *)((const char *)carrier->spill + HEADER_AT)) { /* what is spilled is in use */
+        raise_error("VsoError", "no state lies in this thread's spill area: nothing was saved there");
+        return NULL;
+    }
+    int error = guarded_load(carrier->spill, &refusal);
     if (!error)
         Py_RETURN_NONE;
     if (error == -1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TextIO, TypeVar, cas
 from fpstate.printable import printable, printable_lines
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
     from rich.console import Console
 
 P = ParamSpec("P")
@@ -106,7 +107,10 @@ def with_clean_streams(verb: Callable[P, T]) -> Callable[P, T]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Quotes arguments printably, in one line, and leaves colours out, which Python 3.14 would put in."""
+    """Quotes arguments printably, in one line, and leaves colours out, which Python 3.14 would put in.
+
+    Says it where help cannot be written, which argparse keeps to itself; subparsers are of this class too.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **options)
@@ -115,3 +119,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print usage and the message to standard error, and exit with 2."""
         super().error(printable(message))
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Write the help text."""
+        (file or sys.stdout).write(self.format_help())
+        sys.stdout.flush()

@@ -18,7 +18,7 @@ from fpstate.command import output
 from fpstate.command.component_request import components
 from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen, kvm_vcpus, offered, open_engine
 from fpstate.command.mix import Job, Mix
-from fpstate.command.quantity import count, duration, nanoseconds, quantum, size
+from fpstate.command.quantity import count, duration, nanoseconds, quantum, size, word
 from fpstate.engine.guest import Guest, GuestEngine
 from fpstate.engine.leak import audit
 from fpstate.engine.memory import DEFAULT_MEMORY
@@ -84,7 +84,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--processors", type=count, default=1, metavar="N", help="host threads (1)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="varies the data (1)")
-    parser.add_argument("--argument", type=count, metavar="N", help="amount of work for each program")
+    parser.add_argument("--argument", type=word, metavar="N", help="amount of work for each program")
     parser.add_argument("--timeout", type=nanoseconds, default=10_000_000_000, metavar="TIME",
                         help="processor time that each vCPU may use (10s)")  # fmt: skip
     parser.add_argument(
@@ -152,7 +152,7 @@ def _start(
     """Make the vCPUs. Raises PoolExhausted with the first that there is no memory for."""
     kind = Kind.GUEST if args.guest else None
     jobs: list[tuple[Job[Any], Guest]] = []
-    for job in mix.jobs(args.vcpus, args.seed, args.argument):
+    for job in mix.each(args.vcpus, args.seed, args.argument):
         try:
             vcpu = engine.vcpu(
                 job.program, seed=job.seed, argument=job.argument, kind=kind, memory_size=args.memory

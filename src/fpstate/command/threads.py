@@ -15,6 +15,7 @@ from fpstate.image import ControlWord, Mxcsr
 from fpstate.printable import printable
 from fpstate.source.census import Odd, odd_ones, x87_depth
 from fpstate.source.process import Snapshot, UnreadThread, snapshot
+from fpstate.source.process_number import process_number
 from fpstate.source.thread import ThreadState
 
 SCHEMA = "fpstate-threads/1"
@@ -44,8 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where threads are odd or could not be read."""
     live = None
-    if args.source.isascii() and args.source.isdigit():
-        live = snapshot(int(args.source), limit=args.limit / 1e9)
+    if (pid := process_number(args.source)) is not None:
+        live = snapshot(pid, limit=args.limit / 1e9)
         threads: Sequence[ThreadState] = live.threads
     else:
         from fpstate.source.open import open_source

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.errors import UnsupportedHere
+from fpstate.source.process_number import process_number
 from fpstate.source.stream import Stream, open_stream
 from fpstate.source.thread import ThreadState
 
@@ -71,8 +72,8 @@ def open_source(
     ``layout`` the bytes are raw, whatever they begin with (``raw.open_raw``). Raises OSError,
     SourceError, AmbiguousLayout, and UnsupportedHere where something is missing to read this source.
     """
-    if isinstance(source, str) and source.isascii() and source.isdigit():
-        return _process(int(source))
+    if isinstance(source, str) and (pid := process_number(source)) is not None:
+        return _process(pid)
     stream = open_stream(str(source) if source == "-" else os.fspath(source))
     with closing(stream):
         if format is not None or layout is not None:
