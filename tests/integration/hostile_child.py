@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_runs import cpu_without_xsavec
-from hostile_guests import EXPIRED, KVM, LOW_PAGE, ROWS, Row, rows
+from hostile_guests import EXPIRED, KVM, LOW_PAGE, NATIVE, ROWS, Row, rows
 
 from fpstate import Cpu, _core, audit
 from fpstate.arch import Component, mask_of
@@ -30,11 +30,11 @@ from fpstate.vso.manager import Manager
 from fpstate.vso.scheduler import Scheduler
 from fpstate.vso.vcpu import Exit, ExitKind
 
-TIMEOUT = 0.02
+TIMEOUT = 0.01
 """Seconds of processor time for guests that are to use it up."""
 AMPLE = 60.0
 """And for all others, on however slow a machine."""
-QUANTUM_NS = 100_000
+QUANTUM_NS = {NATIVE: 50_000, KVM: 100_000}
 CANARY_EVERY = 4
 ITERATIONS = 3000
 MAP_32BIT = 0x40
@@ -117,7 +117,7 @@ def main() -> None:
     every = [ROWS[int(number)] for number in numbers] or rows(kind, features(engine))
     chosen = list(itertools.islice(itertools.cycle(every), int(count) or len(every)))
     made = list(guests(engine, kind, program, chosen, 0 if kind == KVM else low_page()))
-    Scheduler(engine, quantum_ns=QUANTUM_NS, processors=int(processors)).run([vcpu for _, vcpu in made])
+    Scheduler(engine, quantum_ns=QUANTUM_NS[kind], processors=int(processors)).run([vcpu for _, vcpu in made])
     ends: dict[int, list[str]] = {}
     for row, vcpu in made:
         if row is not None:
