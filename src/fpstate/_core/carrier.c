@@ -167,6 +167,15 @@ static struct itimerspec every(uint64_t nanoseconds)
     return (struct itimerspec){.it_interval = time, .it_value = time};
 }
 
+static void read_selectors(struct carrier *carrier)
+{
+    __asm__("mov %%ss, %0" : "=r"(carrier->host_ss));
+    __asm__("mov %%ds, %0" : "=r"(carrier->host_ds));
+    __asm__("mov %%es, %0" : "=r"(carrier->host_es));
+    __asm__("mov %%fs, %0" : "=r"(carrier->host_fs_selector));
+    __asm__("mov %%gs, %0" : "=r"(carrier->host_gs_selector));
+}
+
 /* While guests run, no signal but ours is let in: a foreign handler must not run over a guest's state. */
 int carrier_start(struct carrier *carrier, uint64_t quantum_ns, stack_t *old_stack, sigset_t *old_mask)
 {
@@ -182,14 +191,18 @@ int carrier_start(struct carrier *carrier, uint64_t quantum_ns, stack_t *old_sta
     sigdelset(&mask, SIGBUS);
     carrier->host_fs = fsbase_read();
     carrier->host_gs = gsbase_read();
+    read_selectors(carrier);
     carrier->host_mxcsr = mxcsr_read();
     carrier->host_fcw = fcw_read();
     carrier->full_mask = processor()->managed_mask;
-    if (processor()->pkru)
-        carrier->host_pkru = pkru_read();
     if (sigaltstack(&stack, old_stack))
         return -1;
+    if (processor()->pkru) {
+        carrier->host_pkru = pkru_read();
+        rseq_leave(carrier);
+    }
     if (pthread_sigmask(SIG_SETMASK, &mask, old_mask)) {
+        rseq_come_back(carrier);
         sigaltstack(old_stack, NULL);
         return -1;
     }
@@ -208,6 +221,7 @@ void carrier_stop(struct carrier *carrier, const stack_t *old_stack, const sigse
     xstate_restore(initial_image(), carrier->full_mask);
     control_words_write(carrier->host_mxcsr, carrier->host_fcw);
     gsbase_write(carrier->host_gs);
+    rseq_come_back(carrier);
     sigaltstack(old_stack, NULL);
     pthread_sigmask(SIG_SETMASK, old_mask, NULL);
 }

@@ -1,25 +1,24 @@
 /* Ticks and faults.
  *
- * The handler only moves general registers and the instruction pointer. The guest's vector state stays in the
- * signal frame; sigreturn loads it back, exactly, and vcpu_save then puts it away as for a voluntary exit. So
- * nothing here depends on the frame's format, and XSTATE_BV, which the kernel forces to 3 in frames, is not read.
+ * The handler moves general registers, the instruction pointer, the segments and PKRU. The guest's vector state stays in
+ * the signal frame; sigreturn loads it back, exactly, and vcpu_save then puts it away as for a voluntary exit. So of the
+ * frame's image PKRU alone is read, and XSTATE_BV's lowest bits, which the kernel forces to 3 in frames, are not.
  *
  * Nothing here may use thread-local storage before the host's fs base is back (a guest may have changed it),
  * vector registers, locks or allocation. The file is compiled with -mgeneral-regs-only. */
-#include "core.h"
+#include "frame.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-enum { DEBUG = 1, GENERAL_PROTECTION = 13, PAGE_FAULT = 14, FLAGS_CLEAN = 2 };
-enum { TRAP_FLAG = 0x100, ALIGNMENT_FLAG = 0x40000 };
+enum { DEBUG = 1, GENERAL_PROTECTION = 13, PAGE_FAULT = 14 };
+enum { TRAP_FLAG = 0x100, NESTED_TASK_FLAG = 0x4000, ALIGNMENT_FLAG = 0x40000 };
+/* The trampoline is left within a tick or two. Where ticks are faster than it can be left, it goes on between them. */
+enum { TICKS_TO_COME_OUT = 4096 };
 enum { OUT_IMM8_EAX = 0xE7 };
-#define FP_XSTATE_MAGIC1_VALUE 0x46505853u
-#define SW_RESERVED_AT 464
 
 static const int fault_signals[] = {SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGBUS};
 enum { FAULT_SIGNALS = sizeof fault_signals / sizeof *fault_signals };
@@ -81,43 +80,27 @@ static bool single_step(int signal, greg_t *registers)
     return true;
 }
 
-/* Let sigreturn load initial values: what a refused XRSTOR left in the registers is nobody's. */
-static void initialise_frame(ucontext_t *context)
+/* The guest's code may have a key that is closed in a handler. */
+static void read_code(uint64_t at, unsigned char code[2])
 {
-    char *area = (char *)context->uc_mcontext.fpregs;
-    const uint16_t fcw = FCW_INITIAL;
-    const uint32_t mxcsr = MXCSR_INITIAL;
-    uint32_t magic;
-    if (!area)
-        return;
-    memset(area, 0, MXCSR_AT);
-    memset(area + 32, 0, 416 - 32);
-    memcpy(area, &fcw, sizeof fcw);
-    memcpy(area + MXCSR_AT, &mxcsr, sizeof mxcsr);
-    memcpy(&magic, area + SW_RESERVED_AT, sizeof magic);
-    if (magic == FP_XSTATE_MAGIC1_VALUE) {
-        uint64_t *xstate_bv = (uint64_t *)(area + HEADER_AT);
-        *xstate_bv = LEGACY_MASK | (*xstate_bv & 1ull << PKRU_BIT);
-    }
-}
-
-static void keep_general_registers(struct vcpu *vcpu, const greg_t *from)
-{
-    static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                                  REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
-    for (int i = 0; i < 16; i++)
-        vcpu->gpr[i] = (uint64_t)from[order[i]];
-    vcpu->rip = (uint64_t)from[REG_RIP];
-    vcpu->rflags = (uint64_t)from[REG_EFL];
+    uint32_t pkru = processor()->pkru ? pkru_read() : 0;
+    if (pkru)
+        pkru_write(0);
+    memcpy(code, (const void *)at, 2);
+    if (pkru)
+        pkru_write(pkru);
 }
 
 /* OUT raises #GP in user mode (IOPL is 0). Only the one form of the guest convention counts. */
-static bool port_write(struct vcpu *vcpu, const greg_t *registers)
+static bool port_write(struct vcpu *vcpu, const ucontext_t *context)
 {
+    const greg_t *registers = context->uc_mcontext.gregs;
     uint64_t at = (uint64_t)registers[REG_RIP];
-    if (registers[REG_TRAPNO] != GENERAL_PROTECTION || at < vcpu->code_start || at + 2 > vcpu->code_end)
+    unsigned char code[2];
+    if (registers[REG_TRAPNO] != GENERAL_PROTECTION || !frame_in_host_code(context) || at < vcpu->code_start ||
+        at + 2 > vcpu->code_end)
         return false;
-    const unsigned char *code = (const unsigned char *)at;
+    read_code(at, code);
     if (code[0] != OUT_IMM8_EAX || code[1] != FPSTATE_PORT)
         return false;
     vcpu->rip = at + 2;
@@ -148,43 +131,70 @@ static void return_refusal(int signal, const siginfo_t *info, greg_t *registers)
     registers[REG_RIP] = (greg_t)guarded_failed;
 }
 
-/* sigreturn goes on in the trampoline, on the host's stack, with the guest's vector state loaded. */
-static void continue_at(const char *label, struct vcpu *vcpu, greg_t *registers)
-{
-    registers[REG_RIP] = (greg_t)label;
-    registers[REG_RSP] = (greg_t)vcpu->host_rsp;
-    registers[REG_RBX] = (greg_t)vcpu;
-    registers[REG_EFL] = FLAGS_CLEAN;
-}
-
-/* The kernel keeps a guest's AC flag for the handler: misaligned accesses would fault here. The other flags stay, as
- * sigreturn takes ID from here and not from the frame. A guest may also have changed the fs base. */
+/* The kernel keeps a guest's AC and NT flags for the handler, and sigreturn takes NT from here and not from the frame:
+ * with AC, misaligned accesses would fault here, and NT would stay on in the host. ID, which sigreturn takes from here
+ * too, is a guest's to keep. A guest may also have changed the fs base. */
 static struct carrier *interrupted_carrier(void)
 {
     char here;
-    __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~(uint64_t)ALIGNMENT_FLAG);
+    __builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~(uint64_t)(ALIGNMENT_FLAG | NESTED_TASK_FLAG));
     struct carrier *carrier = carrier_owning(&here);
     if (carrier && fsbase_read() != carrier->host_fs)
         fsbase_write(carrier->host_fs);
     return carrier;
 }
 
+/* Only in the host's code segment is RIP the address of what runs. */
+static bool at_trampoline(const ucontext_t *context)
+{
+    return frame_in_host_code(context) && in_trampoline((uint64_t)context->uc_mcontext.gregs[REG_RIP]);
+}
+
+/* A guest that ends without a save: its vector state is dropped. */
+static void abandon(struct vcpu *vcpu, uint32_t kind, ucontext_t *context)
+{
+    frame_initialise(context);
+    vcpu->exit_kind = kind;
+    vcpu->spilled = 0;
+    frame_continue_at(vcpu_abandoned, vcpu, context);
+}
+
 static void on_tick(int signal, siginfo_t *info, void *raw)
 {
     (void)signal;
     (void)info;
-    greg_t *registers = ((ucontext_t *)raw)->uc_mcontext.gregs;
+    ucontext_t *context = raw;
     struct carrier *carrier = interrupted_carrier();
     if (!carrier)
         return;
     struct vcpu *vcpu = carrier->vcpu;
-    if (!vcpu || in_trampoline((uint64_t)registers[REG_RIP])) {
+    if (!vcpu) {
         carrier->ticks_in_host++;
+    } else if (at_trampoline(context)) { /* a guest that jumped there may never come out */
+        carrier->ticks_in_host++;
+        if (++carrier->stuck > TICKS_TO_COME_OUT)
+            abandon(vcpu, EXIT_EXPIRED, context);
+    } else {
+        frame_keep_guest(vcpu, context);
+        vcpu->exit_kind = frame_in_host_code(context) ? EXIT_PREEMPTED : EXIT_SEGMENT;
+        frame_continue_at(vcpu_save, vcpu, context);
+    }
+}
+
+/* A fault where no guest's code is, while a guest is on: it jumped there, or gave the way out what that cannot use. The
+ * guest ends. A second fault before the host is reached is not a guest's. */
+static void on_trampoline_fault(int signal, siginfo_t *info, ucontext_t *context, struct vcpu *vcpu)
+{
+    greg_t *registers = context->uc_mcontext.gregs;
+    uint64_t at = (uint64_t)registers[REG_RIP];
+    if (at == (uint64_t)enter_by_frame && signal == SIGILL && frame_enter_guest(vcpu, context))
+        return;
+    if (vcpu->carrier->rescues++) {
+        chain(signal, info, context);
         return;
     }
-    keep_general_registers(vcpu, registers);
-    vcpu->exit_kind = EXIT_PREEMPTED;
-    continue_at(vcpu_save, vcpu, registers);
+    note_fault(vcpu, signal, info, registers);
+    abandon(vcpu, at == (uint64_t)enter_xrstor ? EXIT_REFUSED : EXIT_FAULT, context);
 }
 
 static void on_fault(int signal, siginfo_t *info, void *raw)
@@ -193,7 +203,7 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
     greg_t *registers = context->uc_mcontext.gregs;
     uint64_t at = (uint64_t)registers[REG_RIP];
     if (at == (uint64_t)guarded_xrstor || at == (uint64_t)guarded_exchange) {
-        initialise_frame(context);
+        frame_initialise(context);
         return_refusal(signal, info, registers);
         return;
     }
@@ -201,24 +211,17 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
     struct vcpu *vcpu = carrier ? carrier->vcpu : NULL;
     if (!vcpu || info->si_code <= 0) {
         chain(signal, info, raw);
-    } else if (at == (uint64_t)enter_xrstor) {
-        initialise_frame(context);
-        note_fault(vcpu, signal, info, registers);
-        continue_at(vcpu_refused, vcpu, registers);
-    } else if (within(at, enter_xrstor, enter_end)) { /* a jump to where no guest can be */
-        note_fault(vcpu, signal, info, registers);
-        continue_at(vcpu_save, vcpu, registers);
-    } else if (in_trampoline(at) && single_step(signal, registers)) {
+    } else if (at_trampoline(context) && single_step(signal, registers)) {
         return;
-    } else if (in_trampoline(at) && at != (uint64_t)vcpu_exit) { /* there a guest's stack may not be one */
-        chain(signal, info, raw);
+    } else if (at_trampoline(context) && at != (uint64_t)vcpu_exit) { /* there a guest's stack may not be one */
+        on_trampoline_fault(signal, info, context, vcpu);
     } else {
-        keep_general_registers(vcpu, registers);
-        if (port_write(vcpu, registers))
+        frame_keep_guest(vcpu, context);
+        if (port_write(vcpu, context))
             vcpu->exit_kind = EXIT_PORT;
         else
             note_fault(vcpu, signal, info, registers);
-        continue_at(vcpu_save, vcpu, registers);
+        frame_continue_at(vcpu_save, vcpu, context);
     }
 }
 
