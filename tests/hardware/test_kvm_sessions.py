@@ -178,7 +178,9 @@ def test_a_checkpoint_disturbs_nobody(session):
     stops, quantum, before = 0, 50_000, None
     while session.run(quantum).why is Why.PREEMPTED:
         general = session.checkpoint().context.general
-        if general == before:  # a checkpoint may cost KVM its page tables, and an entry then more than a quantum
+        if (
+            general == before
+        ):  # a checkpoint may cost KVM its page tables, and an entry then more than a quantum
             quantum *= 2
         before = general
         stops += 1

@@ -21,9 +21,9 @@
 
     .text
     .globl trampoline_start, trampoline_end
-    .globl vcpu_enter, enter_xrstor, enter_end, vcpu_exit, vcpu_save, vcpu_refused
+    .globl vcpu_enter, enter_moved, enter_xrstor, enter_end, vcpu_exit, vcpu_save, vcpu_refused
     .hidden trampoline_start, trampoline_end
-    .hidden vcpu_enter, enter_xrstor, enter_end, vcpu_exit, vcpu_save, vcpu_refused
+    .hidden vcpu_enter, enter_moved, enter_xrstor, enter_end, vcpu_exit, vcpu_save, vcpu_refused
 
     .p2align 6
 trampoline_start:
@@ -53,6 +53,7 @@ vcpu_enter:
     mov     CARRIER_LIVE(%rsi), %rdx
     lea     V(VCPU_ARRANGEMENT), %rsi
     call    *%rax
+enter_moved:
     mov     V(VCPU_FPSTATE), %rcx
     mov     V(VCPU_CARRIER), %rsi
     test    %eax, %eax
