@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -40,11 +40,11 @@ OURS = ("ImageError", "RestoreFault")
 
 
 @pytest.fixture
-def shared(core: ModuleType) -> Iterator[mmap.mmap]:
+def shared(core: ModuleType) -> mmap.mmap:
     """Memory shared with children, which begins with a legal image of x87 and SSE in the form of this processor."""
     memory = mmap.mmap(-1, 4 * PAGE)
     memory[: len(legal_image(core))] = legal_image(core)
-    yield memory
+    return memory
 
 
 def legal_image(core: ModuleType) -> bytes:
@@ -87,7 +87,7 @@ def spoil_after(memory: mmap.mmap, at: int, bad: int, number: int) -> Callable[[
 
 
 def outcomes(memory: mmap.mmap, at: int, bad: int, child: Callable[[], str]) -> dict[int, watched.Outcome]:
-    """How ``child`` ends where the word is spoilt after its first look, after its second, and so on to its last; 0: before."""
+    """How ``child`` ends where the word is spoilt after its first look, its second, and so on; 0: before."""
     found: dict[int, watched.Outcome] = {}
     good = memory[at : at + 8]
     for number in range(MOST_LOOKS):
@@ -96,7 +96,7 @@ def outcomes(memory: mmap.mmap, at: int, bad: int, child: Callable[[], str]) -> 
             found[number] = watched.run(
                 child, watched.address_of(memory) + at, spoil_after(memory, at, bad, number)
             )
-        except watched.Missing as lacking:
+        except watched.MissingError as lacking:
             pytest.skip(str(lacking))
         if found[number].looks < number:
             return found
@@ -155,7 +155,7 @@ def test_control_words_are_loaded_as_they_were_checked(core, shared):
 def test_a_guest_s_image_that_is_changed_while_it_is_entered_is_loaded_or_refused(
     native, each_core, shared, word
 ):
-    """A guest's state is loaded where it lies, under the guard: another process cannot reach it, unless it was given there."""
+    """A guest's state is loaded where it lies, under the guard: no other process reaches the pool's memory."""
     at, bad = SPOILT[word]
     code = mmap.mmap(-1, PAGE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code[:6] = bytes.fromhex("31c0 e7f5 0f0b")  # xor eax, eax; out 0xf5, eax; ud2

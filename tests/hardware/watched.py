@@ -28,7 +28,7 @@ _ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_
 _ptrace.restype = ctypes.c_long
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """What this machine lacks."""
 
 
@@ -45,7 +45,7 @@ def _call(request: int, pid: int, address: int = 0, data: int = 0) -> None:
     if _ptrace(request, pid, address, data) == -1:
         number = ctypes.get_errno()
         if number in (errno.EPERM, errno.EIO, errno.ENOSYS, errno.EINVAL, errno.ENOSPC):
-            raise Missing(f"data breakpoints by ptrace ({errno.errorcode[number]})")
+            raise MissingError(f"data breakpoints by ptrace ({errno.errorcode[number]})")
         raise OSError(number, os.strerror(number))
 
 
@@ -55,8 +55,8 @@ def address_of(memory: mmap.mmap) -> int:
 
 
 def run(child: Callable[[], str], address: int, after_look: Callable[[int], None]) -> Outcome:
-    """Run ``child`` in a process of its own, which shares mappings; ``after_look`` is told the number of each look at the
-    eight bytes at ``address``, before the child goes on.
+    """Run ``child`` in a process of its own, which shares mappings; ``after_look`` is told the number of each look at
+    the eight bytes at ``address``, before the child goes on.
     """
     reader, writer = os.pipe()
     pid = os.fork()
