@@ -152,12 +152,16 @@ ASSERT_AT(arrangement, mxcsr_reserved, ARRANGEMENT_MXCSR_RESERVED);
 /* trampoline.S: into a guest and out of it. Every label below lies in one stretch of text. */
 uint32_t vcpu_enter(struct vcpu *vcpu, struct carrier *carrier);
 extern const char trampoline_start[], trampoline_end[];
-extern const char enter_xrstor[], enter_by_frame[], enter_end[], vcpu_exit[], vcpu_save[], vcpu_abandoned[];
+extern const char enter_moved[], enter_xrstor[], enter_by_frame[], enter_end[], vcpu_exit[], vcpu_save[],
+    vcpu_abandoned[];
 
 /* xstate.S: restore (XRSTOR64), and restore and save at once, as functions */
 struct refusal xstate_restore(const void *area, uint64_t mask);
 struct refusal xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact);
-extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[];
+struct refusal guarded_load(const void *area, const struct arrangement *arrangement,
+                            void (*load)(const void *, const struct arrangement *));
+struct refusal guarded_copy(void *to, const void *from, size_t size);
+extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[], guarded_loaded[], guarded_movs[];
 uint64_t fsbase_read(void);
 uint64_t gsbase_read(void);
 void fsbase_write(uint64_t base);
@@ -199,6 +203,8 @@ void spill_settle(struct vcpu *vcpu, struct carrier *carrier);
 /* signals.c: ticks and faults */
 int signals_acquire(void); /* our handlers are in place until the matching release */
 void signals_release(void);
+void guard_acquire(void); /* the same for what a restore or a copy can raise, for a moment: fewer signals */
+void guard_release(void);
 int tick_signal(void);
 void signals_in_child(void); /* after fork */
 

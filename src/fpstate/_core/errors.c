@@ -60,8 +60,13 @@ PyObject *check_image(PyObject *module, PyObject *object)
     struct illegal what;
     if (PyObject_GetBuffer(object, &image, PyBUF_SIMPLE))
         return NULL;
-    bool illegal = image_illegal(image.buf, (size_t)image.len, &what);
+    size_t size = (size_t)image.len;
+    _Alignas(8) char start[LEGACY_AND_HEADER]; /* what is looked at; a copy, as load_state has it: others may write */
+    if (size)
+        memcpy(start, image.buf, size < sizeof start ? size : sizeof start);
     PyBuffer_Release(&image);
+    bool illegal = image_illegal(start, size, &what);
+    explicit_bzero(start, sizeof start);
     if (!illegal)
         Py_RETURN_NONE;
     raise_illegal(&what);

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,28 +21,32 @@ enum { TRAP_FLAG = 0x100, NESTED_TASK_FLAG = 0x4000, ALIGNMENT_FLAG = 0x40000 };
 enum { TICKS_TO_COME_OUT = 4096 };
 enum { OUT_IMM8_EAX = 0xE7 };
 
-static const int fault_signals[] = {SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGBUS};
-enum { FAULT_SIGNALS = sizeof fault_signals / sizeof *fault_signals };
+/* The first of them are those that a restore, or a copy from memory that is missing, can raise. */
+static const int fault_signals[] = {SIGSEGV, SIGILL, SIGBUS, SIGFPE, SIGTRAP};
+enum { GUARD_SIGNALS = 3, FAULT_SIGNALS = sizeof fault_signals / sizeof *fault_signals };
 
 static struct sigaction earlier[FAULT_SIGNALS];
 static pthread_mutex_t users_mutex = PTHREAD_MUTEX_INITIALIZER;
-static unsigned users;
+static unsigned users[FAULT_SIGNALS];
+static atomic_bool unsettled[FAULT_SIGNALS]; /* our handler is in place, and `earlier` is not known yet */
 static int tick;
 
-static const struct sigaction *earlier_action(int signal)
+static int number_of(int signal)
 {
-    for (int i = 0; i < FAULT_SIGNALS; i++)
-        if (fault_signals[i] == signal)
-            return &earlier[i];
-    return NULL;
+    int number = 0;
+    while (fault_signals[number] != signal)
+        number++;
+    return number;
 }
 
 /* A fault that is not ours goes to whoever was there before us. Where nobody was, the default action
  * is put back: the instruction runs again and the process ends as it would have without us. */
 static void chain(int signal, siginfo_t *info, void *context)
 {
-    const struct sigaction *action = earlier_action(signal);
+    const struct sigaction *action = &earlier[number_of(signal)];
     bool sent = info->si_code <= 0;
+    if (!sent && atomic_load(&unsettled[number_of(signal)]))
+        return; /* another thread is about to know: the instruction faults once more */
     if (action->sa_flags & SA_SIGINFO) {
         action->sa_sigaction(signal, info, context);
     } else if (action->sa_handler == SIG_IGN && sent) {
@@ -69,6 +74,19 @@ static bool in_trampoline(uint64_t address)
 {
     return within(address, trampoline_start, trampoline_end) ||
            within(address, __start_fpstate_switching, __stop_fpstate_switching);
+}
+
+/* In one of the cores' functions, called from before ``label``: they have no stack of their own. */
+static bool returns_to(const greg_t *registers, const char *label)
+{
+    return within((uint64_t)registers[REG_RIP], __start_fpstate_switching, __stop_fpstate_switching) &&
+           *(const uint64_t *)registers[REG_RSP] == (uint64_t)label;
+}
+
+/* A fast core's load, as a guest is entered; no guest has this stack. */
+static bool refused_moves(const struct vcpu *vcpu, const greg_t *registers)
+{
+    return (uint64_t)registers[REG_RSP] == vcpu->host_rsp - sizeof(uint64_t) && returns_to(registers, enter_moved);
 }
 
 /* A guest that sets TF and leaves by the exit call traps in the trampoline: it leaves all the same, without TF. */
@@ -194,7 +212,8 @@ static void on_trampoline_fault(int signal, siginfo_t *info, ucontext_t *context
         return;
     }
     note_fault(vcpu, signal, info, registers);
-    abandon(vcpu, at == (uint64_t)enter_xrstor ? EXIT_REFUSED : EXIT_FAULT, context);
+    bool refused = at == (uint64_t)enter_xrstor || refused_moves(vcpu, registers);
+    abandon(vcpu, refused ? EXIT_REFUSED : EXIT_FAULT, context);
 }
 
 static void on_fault(int signal, siginfo_t *info, void *raw)
@@ -202,14 +221,19 @@ static void on_fault(int signal, siginfo_t *info, void *raw)
     ucontext_t *context = raw;
     greg_t *registers = context->uc_mcontext.gregs;
     uint64_t at = (uint64_t)registers[REG_RIP];
-    if (at == (uint64_t)guarded_xrstor || at == (uint64_t)guarded_exchange) {
-        frame_initialise(context);
+    if (at == (uint64_t)guarded_xrstor || at == (uint64_t)guarded_exchange || at == (uint64_t)guarded_movs) {
+        if (at != (uint64_t)guarded_movs)
+            frame_initialise(context);
         return_refusal(signal, info, registers);
         return;
     }
     struct carrier *carrier = interrupted_carrier();
     struct vcpu *vcpu = carrier ? carrier->vcpu : NULL;
-    if (!vcpu || info->si_code <= 0) {
+    if (!vcpu && info->si_code > 0 && returns_to(registers, guarded_loaded)) {
+        frame_initialise(context);
+        return_refusal(signal, info, registers);
+        registers[REG_RBX] = 1;
+    } else if (!vcpu || info->si_code <= 0) {
         chain(signal, info, raw);
     } else if (at_trampoline(context) && single_step(signal, registers)) {
         return;
@@ -251,21 +275,44 @@ int tick_signal(void)
     return tick;
 }
 
+/* Let our handler take these signals, as often as it is let go. */
+static void hold(int signals)
+{
+    struct sigaction action = action_of(on_fault);
+    for (int i = 0; i < signals; i++) {
+        if (users[i]++)
+            continue;
+        atomic_store(&unsettled[i], true);
+        sigaction(fault_signals[i], &action, &earlier[i]);
+        atomic_store(&unsettled[i], false);
+    }
+}
+
+/* Whoever put a handler over ours meanwhile keeps it. */
+static void let_go_of(int i)
+{
+    struct sigaction present;
+    if (--users[i])
+        return;
+    sigaction(fault_signals[i], &earlier[i], &present);
+    if (!(present.sa_flags & SA_SIGINFO) || present.sa_sigaction != on_fault)
+        sigaction(fault_signals[i], &present, NULL);
+}
+
+static void let_go(int signals)
+{
+    for (int i = 0; i < signals; i++)
+        let_go_of(i);
+}
+
 int signals_acquire(void)
 {
-    int result = 0;
     pthread_mutex_lock(&users_mutex);
     if (!tick)
         tick = choose_tick_signal();
-    if (!tick) {
-        result = -1;
-    } else if (users++ == 0) {
-        struct sigaction action = action_of(on_fault);
-        for (int i = 0; i < FAULT_SIGNALS; i++) {
-            sigaction(fault_signals[i], NULL, &earlier[i]);
-            sigaction(fault_signals[i], &action, &earlier[i]);
-        }
-    }
+    int result = tick ? 0 : -1;
+    if (tick)
+        hold(FAULT_SIGNALS);
     pthread_mutex_unlock(&users_mutex);
     return result;
 }
@@ -273,23 +320,48 @@ int signals_acquire(void)
 void signals_release(void)
 {
     pthread_mutex_lock(&users_mutex);
-    if (--users == 0) {
-        for (int i = 0; i < FAULT_SIGNALS; i++) {
-            struct sigaction present;
-            sigaction(fault_signals[i], NULL, &present);
-            if (present.sa_flags & SA_SIGINFO && present.sa_sigaction == on_fault)
-                sigaction(fault_signals[i], &earlier[i], NULL);
-        }
-    }
+    let_go(FAULT_SIGNALS);
     pthread_mutex_unlock(&users_mutex);
 }
 
-/* Another thread may have been running guests when this process forked: it is not here, nor is what it held. */
+void guard_acquire(void)
+{
+    pthread_mutex_lock(&users_mutex);
+    hold(GUARD_SIGNALS);
+    pthread_mutex_unlock(&users_mutex);
+}
+
+void guard_release(void)
+{
+    pthread_mutex_lock(&users_mutex);
+    let_go(GUARD_SIGNALS);
+    pthread_mutex_unlock(&users_mutex);
+}
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&users_mutex);
+}
+
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&users_mutex);
+}
+
+/* So that a child knows what was there before us. */
+__attribute__((constructor)) static void survive_fork(void)
+{
+    pthread_atfork(before_fork, after_fork, NULL);
+}
+
+/* Other threads may have been running guests when this process forked: they are not here, nor is what they held. */
 void signals_in_child(void)
 {
     pthread_mutex_init(&users_mutex, NULL);
-    if (users) {
-        users = 1;
-        signals_release();
+    for (int i = 0; i < FAULT_SIGNALS; i++) {
+        if (users[i]) {
+            users[i] = 1;
+            let_go_of(i);
+        }
     }
 }

@@ -24,9 +24,9 @@
 
     .text
     .globl trampoline_start, trampoline_end
-    .globl vcpu_enter, enter_xrstor, enter_by_frame, enter_end, vcpu_exit, vcpu_save, vcpu_abandoned
+    .globl vcpu_enter, enter_moved, enter_xrstor, enter_by_frame, enter_end, vcpu_exit, vcpu_save, vcpu_abandoned
     .hidden trampoline_start, trampoline_end
-    .hidden vcpu_enter, enter_xrstor, enter_by_frame, enter_end, vcpu_exit, vcpu_save, vcpu_abandoned
+    .hidden vcpu_enter, enter_moved, enter_xrstor, enter_by_frame, enter_end, vcpu_exit, vcpu_save, vcpu_abandoned
 
     .p2align 6
 trampoline_start:
@@ -56,6 +56,7 @@ vcpu_enter:
     mov     CARRIER_LIVE(%rsi), %rdx
     lea     V(VCPU_ARRANGEMENT), %rsi
     call    *%rax
+enter_moved:
     mov     V(VCPU_FPSTATE), %rcx
     mov     V(VCPU_CARRIER), %rsi
     test    %eax, %eax

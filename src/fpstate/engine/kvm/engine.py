@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterator
 
 from fpstate.arch.component import (
     AMX,
@@ -170,6 +171,11 @@ class KvmEngine:
         except BaseException:
             self.manager.free(vso)
             raise
+
+    def scratch(self) -> Iterator[tuple[str, bytearray]]:
+        """Yield the images of the KVM vCPUs that carry no guest."""
+        for image in self.carriers.free_images():
+            yield "an exchange image", image
 
     def close(self) -> None:
         """Close the virtual machine and its memory; may be called again. No queue may be running."""
