@@ -64,9 +64,11 @@ fuzz: $(VENV)/installed
 sanitize: $(SANITIZED)/installed
 	./tools/sanitized.sh $(SANITIZED)/bin/python -m pytest tests/hardware -p no:cacheprovider
 
-# The KVM tests on a KVM with hardware virtualization, in an emulated machine; see tests/emulated/README.md.
+# The KVM tests on a KVM with hardware virtualization, and native guests on a processor with protection keys, in emulated
+# machines; see tests/emulated/README.md.
 test-vm: $(VENV)/bin/python
 	./tests/emulated/run.sh kvm qemu $(BIN)/python
+	./tests/emulated/run.sh keys qemu $(BIN)/python
 
 # The KVM tests, then the engine and its tests, on an emulated processor with AVX-512; about twenty minutes.
 test-bochs: $(VENV)/bin/python

@@ -4,15 +4,20 @@
  * control words) and the copies compared in rax and rdx, so the canaries stay live throughout.
  * The pattern is a splitmix64 stream of the seed: 10 general registers, one word for the control
  * registers, 8 x 2 words for st(i), 8 for k0 to k7, 32 x 8 for the vector registers, one word for PKRU, one for the
- * shapes of the tiles, 8 x 16 x 8 for their rows. Tiles have 9 to 16 rows of 4 to 64 bytes, the last one all of its own;
- * of a row's 64 bytes those beyond its tile's shape are zero.
+ * shapes of the tiles, three for x87's pointers, 8 x 16 x 8 for the tiles' rows. Tiles have 9 to 16 rows of 4 to 64 bytes,
+ * the last one all of its own; of a tile's 1024 bytes those beyond its shape are zero. They are compared as XSAVEC writes
+ * them, all of them: TILESTORED would not show what lies beyond the shape.
+ *
+ * x87's FOP, FIP and FDP are compared where the processor keeps them without a pending exception: where FXSAVE shows what
+ * FXRSTOR loaded.
  *
  * An input of 8 bytes or more asks for a yield every N iterations, by turns through the port and
  * through gs.
  *
- * Result: iterations, mismatches, slot of the first mismatch or -1, its iteration or -1, and at 64
- * the 64 bytes found there. Slots: 0-9 rbx rbp r8-r15, 10 fcw, 11 fsw, 12 ftw, 13 mxcsr,
- * 14-21 st0-st7, 22-29 k0-k7, 30-61 vector 0-31, 62 pkru, 63 tilecfg, 64 and up the rows of the tiles, 16 for each. */
+ * Result: iterations, mismatches, slot of the first mismatch or -1, its iteration or -1, 1 where x87's pointers were
+ * compared, and at 64 the 64 bytes found there. Slots: 0-9 rbx rbp r8-r15, 10 fcw, 11 fsw, 12 ftw, 13 mxcsr,
+ * 14-21 st0-st7, 22-29 k0-k7, 30-61 vector 0-31, 62 pkru, 63 tilecfg, 64-191 the rows of the tiles, 16 for each,
+ * 192 fop, 193 fip, 194 fdp. */
 #include "fpstate_guest.h"
 #include "splitmix.h"
 
@@ -22,11 +27,12 @@
 #define MISMATCHES (FPSTATE_RESULT + 8)
 #define FIRST_SLOT (FPSTATE_RESULT + 16)
 #define FIRST_ITERATION (FPSTATE_RESULT + 24)
+#define POINTERS_COMPARED (FPSTATE_RESULT + 32)
 #define FOUND (FPSTATE_RESULT + 64)
 
 #define TILE_SIZE 8192
 #define TILE_ROW 64
-#define WORDS 293               /* of the pattern without tiles */
+#define WORDS 296               /* of the pattern without tiles */
 #define TILE_WORDS (TILE_SIZE / 8)
 #define GENERAL (pattern + 0)
 #define CONTROL (pattern + 80)
@@ -35,11 +41,20 @@
 #define VECTOR (pattern + 280)
 #define PKRU (pattern + 2328)
 #define SHAPES (pattern + 2336)
-#define TILES (pattern + 2344)
+#define OPCODE (pattern + 2344)
+#define INSTRUCTION (pattern + 2352)
+#define OPERAND (pattern + 2360)
+#define TILES (pattern + 2368)
+#define CANONICAL 17              /* bits that an address below 2^47 lacks */
+#define COMPACTED_AT 576          /* where XSAVEC puts a component that is alone */
+#define TILEDATA_IN_USE 4         /* of byte 514, XSTATE_BV[18] */
 
 #define PKRU_SLOT 62
 #define TILECFG_SLOT 63
 #define TILE_SLOT 64
+#define FOP_SLOT 192
+#define FIP_SLOT 193
+#define FDP_SLOT 194
 
 /* fields of a tile configuration */
 #define ROW_BYTES 16
@@ -49,6 +64,9 @@
 #define FCW 0
 #define FSW 2
 #define FTW 4
+#define FOP 6
+#define FIP 8
+#define FDP 16
 #define MXCSR 24
 #define ST0 32
 #define XMM0 160
@@ -92,6 +110,13 @@
     mov edx, [rip + start + \field]
     and edx, \mask
     xor edx, eax
+    REPORT \slot
+.endm
+
+.macro COMPARE_POINTER slot, field
+    mov rdx, [rip + saved + \field]
+    mov [rip + scratch], rdx
+    xor rdx, [rip + start + \field]
     REPORT \slot
 .endm
 
@@ -155,10 +180,6 @@
     tileloadd tmm\index, [rsi + rdx + 1024 * \index]
 .endm
 
-.macro STORE_TILE index
-    tilestored [rsi + rdx + 1024 * \index], tmm\index
-.endm
-
 FPSTATE_ENTRY
     mov r8, [rdi + FPSTATE_SEED]
     lea rsi, [rip + pattern]
@@ -190,6 +211,15 @@ FPSTATE_ENTRY
     and eax, 0xE07F             /* FTZ, RC, DAZ and the exception flags */
     or eax, 0x1F80
     mov [rip + start + MXCSR], eax
+    mov rax, [rip + OPCODE]
+    and eax, 0x7FF
+    mov [rip + start + FOP], ax
+    mov rax, [rip + INSTRUCTION]
+    shr rax, CANONICAL
+    mov [rip + start + FIP], rax
+    mov rax, [rip + OPERAND]
+    shr rax, CANONICAL
+    mov [rip + start + FDP], rax
     lea r9, [rip + start]
     xor ecx, ecx
 2:
@@ -218,6 +248,16 @@ FPSTATE_ENTRY
     cmp ecx, 16
     jne 3b
     fxrstor64 [r9]
+    fxsave64 [rip + saved]
+    mov rax, [rip + saved + FIP]
+    xor rax, [rip + start + FIP]
+    mov rdx, [rip + saved + FDP]
+    xor rdx, [rip + start + FDP]
+    or rax, rdx
+    movzx edx, word ptr [rip + saved + FOP]
+    xor dx, [rip + start + FOP]
+    or rax, rdx
+    sete byte ptr [rip + pointers_kept]
 
     mov rax, [rdi + FPSTATE_FEATURES]
     test eax, FPSTATE_TILECFG
@@ -278,6 +318,8 @@ FPSTATE_ENTRY
     .irp offset, 32, 40, 48, 56
         mov [rdi + FPSTATE_RESULT + \offset], rax
     .endr
+    movzx edx, byte ptr [rip + pointers_kept]
+    mov [rdi + POINTERS_COMPARED], rdx
     dec rax
     mov [rdi + FIRST_SLOT], rax
     mov [rdi + FIRST_ITERATION], rax
@@ -302,6 +344,12 @@ FPSTATE_ENTRY
     COMPARE_CONTROL 11, FSW, 0xFFFF
     COMPARE_CONTROL 12, FTW, 0xFF
     COMPARE_CONTROL 13, MXCSR, 0xFFFFFFFF
+    cmp byte ptr [rip + pointers_kept], 0
+    je .Lpointers_compared
+    COMPARE_CONTROL FOP_SLOT, FOP, 0x7FF
+    COMPARE_POINTER FIP_SLOT, FIP
+    COMPARE_POINTER FDP_SLOT, FDP
+.Lpointers_compared:
     .irp index, 0, 1, 2, 3, 4, 5, 6, 7
         COMPARE_ST \index
     .endr
@@ -396,9 +444,14 @@ compare_tiles: /* rax, rcx, rdx and rsi are free */
 1:
     test dword ptr [rdi + FPSTATE_FEATURES], FPSTATE_TILEDATA
     jz 4f
-    lea rsi, [rip + saved_tiles]
-    mov edx, TILE_ROW
-    EACH_TILE STORE_TILE
+    mov eax, FPSTATE_TILEDATA
+    xor edx, edx
+    xsavec [rip + saved_tiles]
+    test byte ptr [rip + saved_tiles + 514], TILEDATA_IN_USE
+    jnz 6f
+    call clear_tiles            /* what is initial was not written */
+6:
+    lea rsi, [rip + saved_tiles + COMPACTED_AT]
     lea rdx, [rip + TILES]
     xor ecx, ecx
 2:
@@ -423,6 +476,17 @@ compare_tiles: /* rax, rcx, rdx and rsi are free */
     call mismatch
     add ecx, TILE_ROW - 8
     jmp 3b
+
+clear_tiles:
+    lea rsi, [rip + saved_tiles + COMPACTED_AT]
+    xor eax, eax
+    mov ecx, TILE_SIZE / 8
+7:
+    mov [rsi], rax
+    add rsi, 8
+    dec ecx
+    jnz 7b
+    ret
 
 shape_tiles: /* a configuration from the word for it, and zeros in the pattern beyond it; before registers are loaded */
     lea rsi, [rip + configuration]
@@ -487,13 +551,16 @@ scratch:
     .zero 64
 configuration:
     .zero 64
-saved_tiles:
-    .zero TILE_SIZE
+.balign 64
+saved_tiles: /* an XSAVE area */
+    .zero COMPACTED_AT + TILE_SIZE
 yield_period:
     .quad 0
 until_yield:
     .quad 0
 by_port:
     .long 0
+pointers_kept:
+    .byte 0
 
 .section .note.GNU-stack, "", @progbits

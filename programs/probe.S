@@ -4,7 +4,8 @@
  * 16-31 (1), or where the program may use tiles, tile 0 to 7 (2 to 9). Of any other number bit 0 counts.
  * Tiles are saved by XSAVEC, not by TILESTORED: a fresh context has no configuration, and LDTILECFG would zero what
  * another left. Result: what was chosen, rflags, 16 general registers in encoding order, the word at the top of the
- * stack, MXCSR, FNSAVE image (108 bytes), 4 spare, k0-k7, PKRU, 40 spare, what was chosen, tile configuration. */
+ * stack, MXCSR, FNSAVE image (108 bytes), 4 spare, k0-k7, PKRU, 4 spare, FIP, FDP, FOP (2 bytes), 22 spare, what was
+ * chosen, tile configuration. */
 #include "fpstate_guest.h"
 
 .intel_syntax noprefix
@@ -17,6 +18,9 @@
 #define X87 (FPSTATE_RESULT + 160)
 #define OPMASK (FPSTATE_RESULT + 272)
 #define PKRU (FPSTATE_RESULT + 336)
+#define FIP (FPSTATE_RESULT + 344)
+#define FDP (FPSTATE_RESULT + 352)
+#define FOP (FPSTATE_RESULT + 360)
 #define VECTOR (FPSTATE_RESULT + 384)
 #define TILECFG (FPSTATE_RESULT + 384 + 1024)
 #define SIZE (384 + 1024 + 64)
@@ -44,6 +48,13 @@ FPSTATE_ENTRY
     pop [rdi + RFLAGS]
     stmxcsr [rdi + CONTROL]
     mov dword ptr [rdi + CONTROL + 4], 0
+    fxsave64 [rip + area]       /* FNSAVE shows 32 bits of the pointers */
+    mov rax, [rip + area + 8]
+    mov [rdi + FIP], rax
+    mov rax, [rip + area + 16]
+    mov [rdi + FDP], rax
+    movzx eax, word ptr [rip + area + 6]
+    mov [rdi + FOP], ax
 
     mov ecx, [rdi + FPSTATE_FEATURES]
     test ecx, FPSTATE_PKRU

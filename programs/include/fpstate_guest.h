@@ -14,7 +14,8 @@
  *   rflags         0x202
  *   x87, vectors   initial configuration (FCW 0x37f, MXCSR 0x1f80, registers 0)
  *   tiles          initial configuration: no palette, as after TILERELEASE
- *   PKRU           0x55555554, where protection keys are on: key 0, which all its memory has, is open
+ *   PKRU           0x55555554, where protection keys are on: key 0, which all its memory has, is open.
+ *                  A program that closes it leaves by the port: the call reads and pushes through it
  * The entry function must not return, and fs and gs must be left alone.
  *
  * Leaving

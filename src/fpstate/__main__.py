@@ -2,6 +2,6 @@
 
 import sys
 
-from fpstate.command.main import main
+from fpstate.command.start import start
 
-sys.exit(main())
+sys.exit(start())

@@ -16,6 +16,7 @@ EXIT_FAULT: Final[int]
 EXIT_PREEMPTED: Final[int]
 EXIT_REFUSED: Final[int]
 EXIT_EXPIRED: Final[int]
+EXIT_SEGMENT: Final[int]
 
 fpstate_c_api: Final[CapsuleType]
 """The C interface: a capsule named ``fpstate._core.fpstate_c_api`` around a ``struct fpstate_api``.

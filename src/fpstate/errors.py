@@ -306,6 +306,19 @@ class PoolExhausted(FpStateError):
     """No memory for another buffer; nothing was lost, the VSO keeps what it had."""
 
 
+class TimerRefused(FpStateError):
+    """The kernel gives a thread no timer (timer_create); ``errno`` is its answer. No guest can be stopped without."""
+
+    help = "raise the limit of pending signals, of which each timer takes one (ulimit -i), or run on fewer threads"
+
+    def __init__(self, errno: int) -> None:
+        name = _errno.errorcode.get(errno, str(errno))
+        super().__init__(
+            f"timer_create: {os.strerror(errno)} ({name}); each thread that runs guests has a timer (ulimit -i)"
+        )
+        self.errno = errno
+
+
 class KvmError(FpStateError):
     """An ioctl of KVM failed: ``ioctl`` names it, ``errno`` is the kernel's answer."""
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make what an emulated machine boots: prepare.sh PYTHON EMULATOR FOLDER. Everything goes below FOLDER:
+# Make what an emulated machine boots: prepare.sh PYTHON EMULATOR FOLDER PART. Everything goes below FOLDER:
 # vmlinuz, initrd (Python, the package, the tests) and the emulator, qemu or bochs, which is unpacked and not installed.
 # What is not ours is fetched once; the package is built when it changed, the tests are put in anew each time.
 set -eu
@@ -7,6 +7,7 @@ python=$1
 emulator=$2
 mkdir -p "$3"
 folder=$(cd "$3" && pwd)
+part=$4
 here=$(cd "$(dirname "$0")" && pwd)
 project=$(cd "$here/../.." && pwd)
 
@@ -68,6 +69,27 @@ fetch_guest() {
     # shellcheck disable=SC2086
     (cd "$debs" && apt-get download -qq "$kernel" $GUEST_PACKAGES) >"$folder/apt.log" 2>&1 || return 1
     unpack "$debs" "$folder/guest"
+}
+
+# Linux 6.12, of Debian 12's backports: before that no signal reaches a thread that closed protection key 0. It is
+# fetched with lists of our own, so that this machine's stay as they are.
+fetch_later_kernel() {
+    debs=$folder/later.debs
+    rm -rf "$debs" "$folder/later.new" "$folder/apt"
+    mkdir -p "$debs" "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-backports main" \
+        >"$folder/apt/sources.list"
+    options="-o Dir::Etc::sourcelist=$folder/apt/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$folder/apt/lists
+        -o Dir::Cache=$folder/apt/cache -o Debug::NoLocking=1"
+    # shellcheck disable=SC2086
+    apt-get $options update -qq >"$folder/apt.log" 2>&1 || return 1
+    # shellcheck disable=SC2086
+    kernel=$(apt-cache $options depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
+    [ -n "$kernel" ] || return 1
+    # shellcheck disable=SC2086
+    (cd "$debs" && apt-get $options download -qq "$kernel") >"$folder/apt.log" 2>&1 || return 1
+    rm -rf "$folder/apt"
+    unpack "$debs" "$folder/later"
 }
 
 guest_python() {
@@ -137,6 +159,10 @@ make_root() {
         cp -R "$project/tests/$tests" "$folder/root/tests/"
     done
     find "$folder/root/tests" -name __pycache__ -type d -prune -exec rm -rf {} +
+    # The machine has no compiler: what its tests would build.
+    mkdir "$folder/root/tests/hostile"
+    PYTHONPATH=$folder/package PYTHONDONTWRITEBYTECODE=1 "$python" "$project/tests/integration/hostile_guests.py" native "$folder/root/tests/hostile/native.bin"
+    gcc -O1 -shared -fPIC -o "$folder/root/tests/hostile/undo.so" "$project/tests/integration/undo_way_back.c" -ldl
     cp "$here"/inside_*.py "$here/init" "$folder/root/"
     chmod +x "$folder/root/init"
 }
@@ -150,8 +176,13 @@ if [ ! -d "$folder/guest" ]; then
     update
     fetch_guest || cannot "Debian's kernel and Python cannot be fetched ($(tail -n 1 "$folder/apt.log"))"
 fi
+kernel=guest
+if [ "$part" = keys ]; then
+    kernel=later
+    [ -d "$folder/later" ] || fetch_later_kernel || cannot "Debian's later kernel cannot be fetched ($(tail -n 1 "$folder/apt.log"))"
+fi
 [ -d "$folder/base" ] || make_base
 make_package
 make_root
-cp "$folder"/guest/boot/vmlinuz-* "$folder/vmlinuz"
+cp "$folder/$kernel"/boot/vmlinuz-* "$folder/vmlinuz"
 (cd "$folder/root" && find . | LC_ALL=C sort | "$folder/guest/bin/busybox" cpio -o -H newc -R 0:0) >"$folder/initrd" 2>/dev/null

@@ -96,7 +96,8 @@ def test_canaries_and_the_leak_audit_come_out_clean_with_either_core(setting):
 def test_json_is_all_there_is(default_run):
     report = json.loads(default_run.stdout)
     assert set(report) == FIELDS
-    assert set(report["audit"]) == {"canaries", "searched_bytes", "leaks", "damaged"}
+    told = {"canaries", "searched_bytes", "leaks", "damaged", "not_judged", "components", "not_searched"}
+    assert set(report["audit"]) == told
     assert default_run.stderr == ""
     assert default_run.stdout.startswith("{\n")
     assert default_run.stdout.endswith("}\n")

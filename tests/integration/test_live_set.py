@@ -138,6 +138,33 @@ def test_nothing_is_written_when_anything_is_refused(
     assert process_threads(reporter.pid)[0].image.to_bytes() == before
 
 
+def test_what_is_bound_to_end_the_process_is_written_by_force_alone(
+    reporter: Reporter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rule is judged on PKRU and tiles in tests/unit/source/test_lethal.py; here x87, which every processor has."""
+    before = process_threads(reporter.pid)[0].image.to_bytes()
+    deadly = ["set", str(reporter.pid), "fctrl=0x37e", "fstat=1"]
+    assert main(deadly) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "SIGFPE at its next x87 instruction" in told.err
+    assert "--force" in told.err
+    assert process_threads(reporter.pid)[0].image.to_bytes() == before
+    assert main([*deadly, "--force"]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0].split() == ["fctrl", "0x037f", "->", "0x037e"]
+    assert "note: fstat 0x1 has flags that fctrl 0x37e unmasks (invalid)" in told.err
+    assert "note: fctrl: unmasks invalid" in told.err
+
+
+def test_pkru_that_closes_key_0_needs_force(reporter: Reporter, capsys: pytest.CaptureFixture[str]) -> None:
+    if 9 not in ptrace.host_layout():
+        pytest.skip("PKRU is not enabled (XCR0[9])")
+    assert main(["set", str(reporter.pid), "pkru=0xffffffff"]) == 2
+    assert "key 0" in capsys.readouterr().err
+    reporter.registers()
+
+
 def test_raw_bits_and_negative_numbers(reporter: Reporter) -> None:
     assert main(["set", str(reporter.pid), "xmm8=-2", "st1=bits:0x7fff8000000000000001"]) == 0
     image = process_threads(reporter.pid)[0].image

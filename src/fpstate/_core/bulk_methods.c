@@ -63,8 +63,11 @@ static bool read_moves(struct class *class, PyObject *moves, size_t extent, size
         return false;
     for (Py_ssize_t i = 0; i < count; i++) {
         Py_ssize_t from, to, size;
-        PyObject *move = PyList_GetItem(moves, i);
-        if (!move || !PyTuple_Check(move) || !PyArg_ParseTuple(move, "nnn;a move is (from, to, size)", &from, &to, &size)) {
+        PyObject *move = Py_XNewRef(PyList_GetItem(moves, i)); /* an argument's __index__ may empty the list */
+        bool parsed = move && PyTuple_Check(move) &&
+                      PyArg_ParseTuple(move, "nnn;a move is (from, to, size)", &from, &to, &size);
+        Py_XDECREF(move);
+        if (!parsed) {
             if (!PyErr_Occurred())
                 PyErr_SetString(PyExc_TypeError, "a move is a tuple (from, to, size)");
             return false;
@@ -153,7 +156,10 @@ static struct plan *read_plan(PyObject *classes, size_t extent, const Py_buffer 
     if (!plan)
         PyErr_NoMemory();
     for (Py_ssize_t i = 0; plan && i < count; i++) {
-        if (!read_class(plan, PyList_GetItem(classes, i), extent, to, stream)) {
+        PyObject *item = Py_XNewRef(PyList_GetItem(classes, i)); /* likewise */
+        bool read = read_class(plan, item, extent, to, stream);
+        Py_XDECREF(item);
+        if (!read) {
             if (!PyErr_Occurred())
                 PyErr_NoMemory();
             plan_free(plan);

@@ -140,9 +140,16 @@ static int api_switch_state(struct fpstate_context *from, struct fpstate_context
 
 static int api_switch_control(struct fpstate_control *from, const struct fpstate_control *to)
 {
-    if (!from || !to || (to->mxcsr & mxcsr_reserved))
+    if (!from || !to)
         return EINVAL;
-    control_exchange((struct control *)from, (const struct control *)to);
+    /* A copy: others may write to what is checked. Volatile: nothing is read twice. */
+    const volatile struct fpstate_control *theirs = to;
+    struct control wanted = {.mxcsr = theirs->mxcsr, .fcw = theirs->fcw};
+    if (wanted.mxcsr & mxcsr_reserved)
+        return EINVAL;
+    if (from == to)
+        wanted = (struct control){.mxcsr = mxcsr_read(), .fcw = fcw_read()};
+    control_exchange((struct control *)from, &wanted);
     return 0;
 }
 

@@ -22,29 +22,45 @@
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
 
-enum { CARRIERS = 256, PAGE = 4096, HANDLER_ROOM = 64 * 1024 };
+enum { SLOTS = 256, PAGE = 4096, HANDLER_ROOM = 64 * 1024 };
 
-/* The signal handler finds its carrier here by the stack it runs on: it cannot trust fs or gs. */
-static _Atomic(struct carrier *) carriers[CARRIERS];
+/* The signal handler finds its carrier here by the stack it runs on: it cannot trust fs or gs. A block is never
+ * freed, and a new one hangs behind the last before it is used, so that the handler can walk them at any moment. */
+struct slots {
+    _Atomic(struct carrier *) carrier[SLOTS];
+    _Atomic(struct slots *) next;
+};
+static struct slots first_slots;
 static _Thread_local struct carrier *mine;
 static pthread_key_t at_thread_exit;
 
 struct carrier *carrier_owning(const void *stack_address)
 {
     const char *address = stack_address;
-    for (int i = 0; i < CARRIERS; i++) {
-        struct carrier *carrier = atomic_load_explicit(&carriers[i], memory_order_acquire);
-        if (carrier && address >= carrier->stack && address < carrier->stack + carrier->stack_size)
-            return carrier;
-    }
+    for (struct slots *slots = &first_slots; slots; slots = atomic_load(&slots->next))
+        for (int i = 0; i < SLOTS; i++) {
+            struct carrier *carrier = atomic_load_explicit(&slots->carrier[i], memory_order_acquire);
+            if (carrier && address >= carrier->stack && address < carrier->stack + carrier->stack_size)
+                return carrier;
+        }
     return NULL;
+}
+
+/* Put `new` where `old` is, an empty place where that is NULL; whether there was one. */
+static bool replace(struct carrier *old, struct carrier *new)
+{
+    for (struct slots *slots = &first_slots; slots; slots = atomic_load(&slots->next))
+        for (int i = 0; i < SLOTS; i++) {
+            struct carrier *expected = old;
+            if (atomic_compare_exchange_strong(&slots->carrier[i], &expected, new))
+                return true;
+        }
+    return false;
 }
 
 static void forget(struct carrier *carrier)
 {
-    for (int i = 0; i < CARRIERS; i++)
-        if (atomic_load(&carriers[i]) == carrier)
-            atomic_store(&carriers[i], NULL);
+    replace(carrier, NULL);
     if (carrier->stack)
         munmap(carrier->stack - PAGE, carrier->stack_size + PAGE);
     if (carrier->spill)
@@ -64,8 +80,9 @@ static void in_child(void)
 {
     mine = NULL;
     pthread_setspecific(at_thread_exit, NULL); /* else it would delete a timer that is the child's */
-    for (int i = 0; i < CARRIERS; i++)
-        atomic_store(&carriers[i], NULL);
+    for (struct slots *slots = &first_slots; slots; slots = atomic_load(&slots->next))
+        for (int i = 0; i < SLOTS; i++)
+            atomic_store(&slots->carrier[i], NULL);
     signals_in_child();
 }
 
@@ -75,15 +92,24 @@ __attribute__((constructor)) static void prepare(void)
     pthread_atfork(NULL, NULL, in_child);
 }
 
+static int add_slots(void)
+{
+    struct slots *slots = calloc(1, sizeof *slots), *last = &first_slots, *none = NULL;
+    if (!slots)
+        return -1;
+    while (!atomic_compare_exchange_strong(&last->next, &none, slots)) {
+        last = none;
+        none = NULL;
+    }
+    return 0;
+}
+
 static int enlist(struct carrier *carrier)
 {
-    for (int i = 0; i < CARRIERS; i++) {
-        struct carrier *none = NULL;
-        if (atomic_compare_exchange_strong(&carriers[i], &none, carrier))
-            return 0;
-    }
-    errno = EAGAIN;
-    return -1;
+    while (!replace(NULL, carrier))
+        if (add_slots())
+            return -1;
+    return 0;
 }
 
 static int map_areas(struct carrier *carrier)
@@ -141,6 +167,15 @@ static struct itimerspec every(uint64_t nanoseconds)
     return (struct itimerspec){.it_interval = time, .it_value = time};
 }
 
+static void read_selectors(struct carrier *carrier)
+{
+    __asm__("mov %%ss, %0" : "=r"(carrier->host_ss));
+    __asm__("mov %%ds, %0" : "=r"(carrier->host_ds));
+    __asm__("mov %%es, %0" : "=r"(carrier->host_es));
+    __asm__("mov %%fs, %0" : "=r"(carrier->host_fs_selector));
+    __asm__("mov %%gs, %0" : "=r"(carrier->host_gs_selector));
+}
+
 /* While guests run, no signal but ours is let in: a foreign handler must not run over a guest's state. */
 int carrier_start(struct carrier *carrier, uint64_t quantum_ns, stack_t *old_stack, sigset_t *old_mask)
 {
@@ -156,14 +191,18 @@ int carrier_start(struct carrier *carrier, uint64_t quantum_ns, stack_t *old_sta
     sigdelset(&mask, SIGBUS);
     carrier->host_fs = fsbase_read();
     carrier->host_gs = gsbase_read();
+    read_selectors(carrier);
     carrier->host_mxcsr = mxcsr_read();
     carrier->host_fcw = fcw_read();
     carrier->full_mask = processor()->managed_mask;
-    if (processor()->pkru)
-        carrier->host_pkru = pkru_read();
     if (sigaltstack(&stack, old_stack))
         return -1;
+    if (processor()->pkru) {
+        carrier->host_pkru = pkru_read();
+        rseq_leave(carrier);
+    }
     if (pthread_sigmask(SIG_SETMASK, &mask, old_mask)) {
+        rseq_come_back(carrier);
         sigaltstack(old_stack, NULL);
         return -1;
     }
@@ -182,6 +221,7 @@ void carrier_stop(struct carrier *carrier, const stack_t *old_stack, const sigse
     xstate_restore(initial_image(), carrier->full_mask);
     control_words_write(carrier->host_mxcsr, carrier->host_fcw);
     gsbase_write(carrier->host_gs);
+    rseq_come_back(carrier);
     sigaltstack(old_stack, NULL);
     pthread_sigmask(SIG_SETMASK, old_mask, NULL);
 }

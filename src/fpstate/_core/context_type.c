@@ -3,6 +3,7 @@
 
 #include "context.h"
 #include "choice.h"
+#include "checked_load.h"
 
 #include <errno.h>
 
@@ -89,24 +90,24 @@ static PyObject *method_restore(PyObject *object, PyObject *none)
     return outcome(context_restore(context_of(object)));
 }
 
+static struct refusal through(const struct private_copy *copy, void *area)
+{
+    struct refusal refusal;
+    image_through_registers(copy->image, area, &refusal);
+    return refusal;
+}
+
 static PyObject *method_load(PyObject *object, PyObject *argument)
 {
-    struct illegal what;
-    struct refusal refusal = {0};
     Py_buffer image;
     if (PyObject_GetBuffer(argument, &image, PyBUF_SIMPLE))
         return NULL;
     void *area = PyMem_Malloc(processor()->area_size + 64);
     void *aligned = (void *)(((uintptr_t)area + 63) & ~63ul);
     int error = ENOMEM;
-    if (area && image_illegal(image.buf, (size_t)image.len, &what)) {
-        error = -1;
-        raise_illegal(&what);
-    } else if (area) {
+    if (area) {
         memset(aligned, 0, processor()->area_size);
-        error = image_through_registers(image.buf, (size_t)image.len, aligned, &refusal);
-        if (error == -1)
-            raise_refusal(&refusal, image.buf, (size_t)image.len);
+        error = load_checked(&image, through, aligned);
     }
     PyBuffer_Release(&image);
     if (!error)
@@ -114,7 +115,7 @@ static PyObject *method_load(PyObject *object, PyObject *argument)
     if (area)
         explicit_bzero(area, processor()->area_size + 64);
     PyMem_Free(area);
-    return error == -1 ? NULL : outcome(error);
+    return error < 0 ? NULL : outcome(error);
 }
 
 static PyObject *method_image(PyObject *object, PyObject *none)

@@ -60,10 +60,11 @@ struct vcpu {
     uint32_t exit_kind;
     uint64_t tsc_enter;
     uint64_t tsc_leave;
+    uint32_t pkru;
+    uint32_t by_frame; /* PKRU closes the host's own key: sigreturn enters the guest, in one piece */
     struct arrangement arrangement; /* of fpstate */
 
     struct fault fault;
-    uint32_t pkru;
     uint64_t code_start; /* guest memory: port writes are recognised here only */
     uint64_t code_end;
     uint64_t slices;
@@ -89,8 +90,12 @@ struct carrier {
     void *store;   /* the fast core's, else NULL */
     void *load;    /* likewise */
     uint64_t live; /* what may be in use in the registers when the next guest is entered */
-
     uint32_t host_pkru;
+    uint32_t host_ss, host_ds, host_es, host_fs_selector, host_gs_selector;
+
+    uint32_t rescues;    /* faults in the trampoline since the guest was entered */
+    uint32_t stuck;      /* ticks in a row that found the trampoline, since then */
+    uint32_t rseq_size;  /* bytes of the thread's restartable sequence area, which is off while guests run; 0: none */
     uint16_t host_fcw;
     uint64_t host_gs;
     char *stack; /* the alternate signal stack */
@@ -116,6 +121,8 @@ ASSERT_AT(vcpu, spilled, VCPU_SPILLED);
 ASSERT_AT(vcpu, exit_kind, VCPU_EXIT_KIND);
 ASSERT_AT(vcpu, tsc_enter, VCPU_TSC_ENTER);
 ASSERT_AT(vcpu, tsc_leave, VCPU_TSC_LEAVE);
+ASSERT_AT(vcpu, pkru, VCPU_PKRU);
+ASSERT_AT(vcpu, by_frame, VCPU_BY_FRAME);
 ASSERT_AT(vcpu, arrangement, VCPU_ARRANGEMENT);
 ASSERT_AT(carrier, vcpu, CARRIER_VCPU);
 ASSERT_AT(carrier, spill, CARRIER_SPILL);
@@ -125,6 +132,12 @@ ASSERT_AT(carrier, flags, CARRIER_FLAGS);
 ASSERT_AT(carrier, store, CARRIER_STORE);
 ASSERT_AT(carrier, load, CARRIER_LOAD);
 ASSERT_AT(carrier, live, CARRIER_LIVE);
+ASSERT_AT(carrier, host_pkru, CARRIER_HOST_PKRU);
+ASSERT_AT(carrier, host_ss, CARRIER_HOST_SS);
+ASSERT_AT(carrier, host_ds, CARRIER_HOST_DS);
+ASSERT_AT(carrier, host_es, CARRIER_HOST_ES);
+ASSERT_AT(carrier, host_fs_selector, CARRIER_HOST_FS_SELECTOR);
+ASSERT_AT(carrier, host_gs_selector, CARRIER_HOST_GS_SELECTOR);
 ASSERT_AT(arrangement, xcomp_bv, ARRANGEMENT_XCOMP_BV);
 ASSERT_AT(arrangement, room, ARRANGEMENT_ROOM);
 ASSERT_AT(arrangement, managed, ARRANGEMENT_MANAGED);
@@ -139,12 +152,16 @@ ASSERT_AT(arrangement, mxcsr_reserved, ARRANGEMENT_MXCSR_RESERVED);
 /* trampoline.S: into a guest and out of it. Every label below lies in one stretch of text. */
 uint32_t vcpu_enter(struct vcpu *vcpu, struct carrier *carrier);
 extern const char trampoline_start[], trampoline_end[];
-extern const char enter_xrstor[], enter_end[], vcpu_exit[], vcpu_save[], vcpu_refused[];
+extern const char enter_moved[], enter_xrstor[], enter_by_frame[], enter_end[], vcpu_exit[], vcpu_save[],
+    vcpu_abandoned[];
 
 /* xstate.S: restore (XRSTOR64), and restore and save at once, as functions */
 struct refusal xstate_restore(const void *area, uint64_t mask);
 struct refusal xstate_exchange(const void *from, void *to, uint64_t load, uint64_t save, int compact);
-extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[];
+struct refusal guarded_load(const void *area, const struct arrangement *arrangement,
+                            void (*load)(const void *, const struct arrangement *));
+struct refusal guarded_copy(void *to, const void *from, size_t size);
+extern const char guarded_xrstor[], guarded_exchange[], guarded_failed[], guarded_loaded[], guarded_movs[];
 uint64_t fsbase_read(void);
 uint64_t gsbase_read(void);
 void fsbase_write(uint64_t base);
@@ -186,6 +203,8 @@ void spill_settle(struct vcpu *vcpu, struct carrier *carrier);
 /* signals.c: ticks and faults */
 int signals_acquire(void); /* our handlers are in place until the matching release */
 void signals_release(void);
+void guard_acquire(void); /* the same for what a restore or a copy can raise, for a moment: fewer signals */
+void guard_release(void);
 int tick_signal(void);
 void signals_in_child(void); /* after fork */
 
@@ -194,6 +213,10 @@ struct carrier *carrier_of_thread(void); /* NULL with errno where there is no me
 struct carrier *carrier_owning(const void *stack_address);
 int carrier_start(struct carrier *carrier, uint64_t quantum_ns, stack_t *old_stack, sigset_t *old_mask);
 void carrier_stop(struct carrier *carrier, const stack_t *old_stack, const sigset_t *old_mask);
+
+/* rseq.c: restartable sequences, which are off while guests run where there are protection keys */
+void rseq_leave(struct carrier *carrier);
+void rseq_come_back(const struct carrier *carrier);
 
 /* queue.c: round robin over vCPUs until one of them needs a decision */
 struct run_limits {

@@ -1,6 +1,7 @@
 /* Errors of fpstate as the core raises them. What a refused restore means is worded in Python, once. */
 #include "types.h"
 
+#include <errno.h>
 #include <string.h>
 
 static const char REFUSED_RESTORES[] = "fpstate.arch.exception";
@@ -29,6 +30,18 @@ static void raise_made(PyObject *error)
     Py_XDECREF(error);
 }
 
+void *raise_no_carrier(void)
+{
+    int error = errno;
+    if (error != EAGAIN) /* which timer_create alone answers */
+        return PyErr_SetFromErrno(PyExc_OSError);
+    PyObject *maker = attribute_of("fpstate.errors", "TimerRefused");
+    if (maker)
+        raise_made(PyObject_CallFunction(maker, "i", error));
+    Py_XDECREF(maker);
+    return NULL;
+}
+
 void raise_illegal(const struct illegal *what)
 {
     PyObject *maker = attribute_of(REFUSED_RESTORES, "illegal_image");
@@ -47,8 +60,13 @@ PyObject *check_image(PyObject *module, PyObject *object)
     struct illegal what;
     if (PyObject_GetBuffer(object, &image, PyBUF_SIMPLE))
         return NULL;
-    bool illegal = image_illegal(image.buf, (size_t)image.len, &what);
+    size_t size = (size_t)image.len;
+    _Alignas(8) char start[LEGACY_AND_HEADER]; /* what is looked at; a copy, as load_state has it: others may write */
+    if (size)
+        memcpy(start, image.buf, size < sizeof start ? size : sizeof start);
     PyBuffer_Release(&image);
+    bool illegal = image_illegal(start, size, &what);
+    explicit_bzero(start, sizeof start);
     if (!illegal)
         Py_RETURN_NONE;
     raise_illegal(&what);

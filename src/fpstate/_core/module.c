@@ -170,7 +170,7 @@ static PyObject *core_unspill(PyObject *module, PyObject *args)
         explicit_bzero(carrier->spill, carrier->spill_size);
     if (done)
         Py_RETURN_NONE;
-    return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+    return PyErr_Occurred() ? NULL : raise_no_carrier();
 }
 
 static PyMethodDef core_methods[] = {
@@ -212,7 +212,7 @@ static int core_exec(PyObject *module)
     } numbers[] = {
         {"EXIT_NONE", EXIT_NONE},           {"EXIT_CALL", EXIT_CALL},       {"EXIT_PORT", EXIT_PORT},
         {"EXIT_FAULT", EXIT_FAULT},         {"EXIT_PREEMPTED", EXIT_PREEMPTED}, {"EXIT_REFUSED", EXIT_REFUSED},
-        {"EXIT_EXPIRED", EXIT_EXPIRED},
+        {"EXIT_EXPIRED", EXIT_EXPIRED},     {"EXIT_SEGMENT", EXIT_SEGMENT},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (PyModule_AddIntConstant(module, numbers[i].name, numbers[i].value))

@@ -17,7 +17,9 @@
 #define VCPU_EXIT_KIND    204
 #define VCPU_TSC_ENTER    208
 #define VCPU_TSC_LEAVE    216
-#define VCPU_ARRANGEMENT  224
+#define VCPU_PKRU         224
+#define VCPU_BY_FRAME     228
+#define VCPU_ARRANGEMENT  232
 
 #define VCPU_REG(n) (VCPU_GPR + 8 * (n))
 #define REG_N_RAX 0
@@ -38,6 +40,12 @@
 #define CARRIER_STORE      40
 #define CARRIER_LOAD       48
 #define CARRIER_LIVE       56
+#define CARRIER_HOST_PKRU  64
+#define CARRIER_HOST_SS    68
+#define CARRIER_HOST_DS    72
+#define CARRIER_HOST_ES    76
+#define CARRIER_HOST_FS_SELECTOR 80
+#define CARRIER_HOST_GS_SELECTOR 84
 
 /* carrier flags */
 #define CARRIER_COMPACT 1 /* XSAVEC and XGETBV(1) are there; else XSAVE into the spill area */
@@ -64,5 +72,6 @@
 #define EXIT_PREEMPTED 4
 #define EXIT_REFUSED   5 /* XRSTOR was refused, and the fault says how: the guest was not entered */
 #define EXIT_EXPIRED   6 /* its processor time is used up */
+#define EXIT_SEGMENT   7 /* a tick found it in another code segment, which no vCPU keeps */
 
 #endif

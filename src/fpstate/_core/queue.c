@@ -13,6 +13,9 @@ enum { UNCOUNTED_PART = 16, UNCOUNTED_CYCLES = 1 << 25 };
 /* What a guest may keep in its flags: the status flags, DF, AC and ID; never TF, which would trap the trampoline. */
 #define GUEST_FLAGS 0x240CD5ull
 
+/* PKRU's bits for key 0, which the host's memory has: access disable and write disable. */
+enum { KEY_0 = 3 };
+
 void queue_add(struct queue *queue, struct vcpu *vcpu)
 {
     if (!queue->head) {
@@ -56,13 +59,9 @@ static uint32_t run_slice(struct vcpu *vcpu, struct carrier *carrier)
     vcpu->exit_kind = EXIT_NONE;
     vcpu->exit_routine = (void *)vcpu_exit;
     vcpu->rflags = (vcpu->rflags & GUEST_FLAGS) | 0x202;
-    if (pkru)
-        pkru_write(vcpu->pkru);
+    vcpu->by_frame = pkru && vcpu->pkru & KEY_0;
+    carrier->rescues = carrier->stuck = 0;
     uint32_t kind = vcpu_enter(vcpu, carrier);
-    if (pkru) {
-        vcpu->pkru = pkru_read();
-        pkru_write(carrier->host_pkru);
-    }
     if (vcpu->spilled) {
         spill_settle(vcpu, carrier);
         carrier->live = ~0ull;

@@ -135,7 +135,7 @@ static PyObject *queue_run_method(PyObject *object, PyObject *args, PyObject *kw
     Py_END_ALLOW_THREADS
     queue->busy = false;
     if (result)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_no_carrier();
     if (!decision)
         Py_RETURN_NONE;
     return decision->object; /* the queue's reference becomes the caller's */

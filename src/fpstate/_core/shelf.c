@@ -139,10 +139,10 @@ void *shelf_take(struct shelf *shelf)
 }
 
 /* A region without blocks goes back to the kernel, unless it is the only one with room. */
-void shelf_give(struct shelf *shelf, void *block)
+void shelf_give_part(struct shelf *shelf, void *block, size_t used)
 {
     struct region *region = (struct region *)((uintptr_t)block & ~(REGION_BYTES - 1));
-    bytes_clear(block, shelf->stride);
+    bytes_clear(block, used);
     acquire();
     if (full(shelf, region))
         link_in(shelf, region);
@@ -156,4 +156,9 @@ void shelf_give(struct shelf *shelf, void *block)
         munmap(region, REGION_BYTES);
     }
     release();
+}
+
+void shelf_give(struct shelf *shelf, void *block)
+{
+    shelf_give_part(shelf, block, shelf->stride);
 }

@@ -17,6 +17,7 @@ struct shelf {
 uint32_t shelf_stride(uint32_t size); /* a multiple of 64, never one of 4096: blocks that far apart alias */
 void *shelf_take(struct shelf *shelf); /* zeros, or NULL where there is no memory */
 void shelf_give(struct shelf *shelf, void *block);
+void shelf_give_part(struct shelf *shelf, void *block, size_t used); /* the rest is zeros as it was taken */
 void bytes_copy(void *to, const void *from, size_t size); /* without vector registers */
 void bytes_clear(void *at, size_t size);
 

@@ -2,6 +2,7 @@
 #include "types.h"
 
 #include "choice.h"
+#include "checked_load.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -67,7 +68,7 @@ static PyObject *core_save_state(PyObject *module, PyObject *args)
         return NULL;
     struct carrier *carrier = carrier_with_signal();
     if (!carrier)
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_no_carrier();
     int error = core_ready();
     if (error)
         return context_failed(error);
@@ -87,32 +88,27 @@ static PyObject *core_save_state(PyObject *module, PyObject *args)
     return Py_BuildValue("(KO)", (unsigned long long)in_use, spilled ? Py_True : Py_False);
 }
 
-/* 0; -1: XRSTOR refused it, as ``refusal`` says; or an errno value */
-static int guarded_load(const void *area, struct refusal *refusal)
+/* Of a legal image. FXRSTOR looks at MXCSR even where XSTATE_BV says that SSE is absent; a compacted XRSTOR does not. */
+static bool moves_take(const char *image, const struct arrangement *arrangement)
 {
-    if (signals_acquire())
-        return ENOMEM;
-    *refusal = xstate_restore(area, processor()->managed_mask);
-    signals_release();
-    return refusal->signal ? -1 : 0;
+    return arrangement->xcomp_bv && !(*(const uint64_t *)(image + HEADER_AT) & ~FREELY_CHOSEN) &&
+           !(*(const uint32_t *)(image + MXCSR_AT) & arrangement->mxcsr_reserved);
 }
 
-/* Of a legal image. FXRSTOR looks at MXCSR even where XSTATE_BV says that SSE is absent; a compacted XRSTOR does not.
- * A core has no guard, and its XRSTOR may look at the last byte of what the image has room for. */
-static bool moves_take(const Py_buffer *view, const struct arrangement *arrangement)
+static struct refusal load(const struct private_copy *copy, void *none)
 {
-    const char *image = view->buf;
-    return arrangement->xcomp_bv && !(*(const uint64_t *)(image + HEADER_AT) & ~FREELY_CHOSEN) &&
-           !(*(const uint32_t *)(image + MXCSR_AT) & arrangement->mxcsr_reserved) &&
-           arrangement_extent(arrangement, arrangement->room) <= (size_t)view->len;
+    (void)none;
+    uint64_t xcomp_bv = *(const uint64_t *)(copy->image + HEADER_AT + 8);
+    struct arrangement arrangement = arrangement_of(xcomp_bv & ~COMPACTED & processor()->xcr0, xcomp_bv & COMPACTED);
+    if (moves_take(copy->image, &arrangement))
+        return guarded_load(copy->image, &arrangement, chosen_core->load);
+    return xstate_restore(copy->image, processor()->managed_mask);
 }
 
 /* load_state(buffer): its image becomes the registers' state; None: the initial one; what is illegal is not loaded */
 static PyObject *core_load_state(PyObject *module, PyObject *where)
 {
     (void)module;
-    struct illegal what;
-    struct refusal refusal = {0};
     Py_buffer view;
     int error = core_ready();
     if (error)
@@ -123,21 +119,10 @@ static PyObject *core_load_state(PyObject *module, PyObject *where)
     }
     if (!get_area(where, &view, PyBUF_SIMPLE))
         return NULL;
-    uint64_t xcomp_bv = *(const uint64_t *)((const char *)view.buf + HEADER_AT + 8);
-    struct arrangement arrangement = arrangement_of(xcomp_bv & ~COMPACTED & processor()->xcr0, xcomp_bv & COMPACTED);
-    if (image_illegal(view.buf, (size_t)view.len, &what)) {
-        error = -1;
-        raise_illegal(&what);
-    } else if (moves_take(&view, &arrangement)) {
-        chosen_core->load(view.buf, &arrangement);
-    } else {
-        error = guarded_load(view.buf, &refusal);
-        if (error == -1)
-            raise_refusal(&refusal, view.buf, (size_t)view.len);
-    }
+    error = load_checked(&view, load, NULL);
     PyBuffer_Release(&view);
     if (error)
-        return error == -1 ? NULL : context_failed(error);
+        return error < 0 ? NULL : context_failed(error);
     Py_RETURN_NONE;
 }
 
@@ -146,14 +131,20 @@ static PyObject *core_load_spilled(PyObject *module, PyObject *none)
 {
     (void)module;
     (void)none;
-    struct refusal refusal = {0};
     struct carrier *carrier = carrier_with_signal();
-    int error = carrier ? guarded_load(carrier->spill, &refusal) : ENOMEM;
-    if (!error)
+    if (!carrier)
+        return raise_no_carrier();
+    if (!*(const uint64_t *)((const char *)carrier->spill + HEADER_AT)) { /* what is spilled is in use */
+        raise_error("VsoError", "no state lies in this thread's spill area: nothing was saved there");
+        return NULL;
+    }
+    guard_acquire();
+    struct refusal refusal = xstate_restore(carrier->spill, processor()->managed_mask);
+    guard_release();
+    if (!refusal.signal)
         Py_RETURN_NONE;
-    if (error == -1)
-        raise_refusal(&refusal, carrier->spill, carrier->spill_size);
-    return error == -1 ? NULL : context_failed(error);
+    raise_refusal(&refusal, carrier->spill, carrier->spill_size);
+    return NULL;
 }
 
 PyMethodDef state_methods[] = {

@@ -19,6 +19,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__GLIBC__) && defined(__GLIBC_PREREQ)
+#if __GLIBC_PREREQ(2, 30)
+#define HAVE_SEM_CLOCKWAIT
+#endif
+#endif
+
 enum { PAUSE_NS = 20000, IDLE_SWEEPS = 50, ROUNDS_MAX = 64, NS_A_SECOND = 1000000000, NICEST = -20 };
 
 static int64_t now_ns(void)
@@ -192,14 +198,28 @@ static void await(struct tracing *tracing, int64_t deadline)
     }
 }
 
+/* Wait until the caller is done. Not by CLOCK_REALTIME: who sets the clock back would keep the thread standing. */
+static int await_edit(struct tracing *tracing)
+{
+    int64_t until = now_ns() + tracing->limit_ns + NS_A_SECOND;
+#ifdef HAVE_SEM_CLOCKWAIT
+    struct timespec time = {until / NS_A_SECOND, until % NS_A_SECOND};
+    return sem_clockwait(&tracing->edited, CLOCK_MONOTONIC, &time);
+#else
+    while (sem_trywait(&tracing->edited)) {
+        if (now_ns() >= until)
+            return -1;
+        nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+    }
+    return 0;
+#endif
+}
+
 /* Let the caller make a new image, for no longer than the limit, and write it. */
 static void write_state(struct tracing *tracing, struct tracee *tracee)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += tracing->limit_ns / NS_A_SECOND + 1;
     sem_post(&tracing->stopped);
-    if (sem_timedwait(&tracing->edited, &until)) {
+    if (await_edit(tracing)) {
         tracee->error = ETIMEDOUT;
         return;
     }

@@ -11,6 +11,9 @@
 # Where the fast core is the chosen one, its functions take the place of XRSTOR and XSAVEC. CARRIER_LIVE is what may be
 # in use in the registers when a guest is entered: what the last one had in use, or everything.
 #
+# Nothing on the way out takes a register of the guest's for granted. Flags, PKRU and the gs base are looked at in
+# vcpu_exit; the handler puts flags, PKRU, CS and SS right in the frame; saved compares the selectors and the fs base.
+#
 # A tick anywhere between trampoline_start and trampoline_end is let pass, and in the cores' functions too: the timer is
 # periodic.
 
@@ -21,9 +24,9 @@
 
     .text
     .globl trampoline_start, trampoline_end
-    .globl vcpu_enter, enter_xrstor, enter_end, vcpu_exit, vcpu_save, vcpu_refused
+    .globl vcpu_enter, enter_moved, enter_xrstor, enter_by_frame, enter_end, vcpu_exit, vcpu_save, vcpu_abandoned
     .hidden trampoline_start, trampoline_end
-    .hidden vcpu_enter, enter_xrstor, enter_end, vcpu_exit, vcpu_save, vcpu_refused
+    .hidden vcpu_enter, enter_moved, enter_xrstor, enter_by_frame, enter_end, vcpu_exit, vcpu_save, vcpu_abandoned
 
     .p2align 6
 trampoline_start:
@@ -53,6 +56,7 @@ vcpu_enter:
     mov     CARRIER_LIVE(%rsi), %rdx
     lea     V(VCPU_ARRANGEMENT), %rsi
     call    *%rax
+enter_moved:
     mov     V(VCPU_FPSTATE), %rcx
     mov     V(VCPU_CARRIER), %rsi
     test    %eax, %eax
@@ -69,7 +73,10 @@ loaded:
     rdtsc
     mov     %eax, V(VCPU_TSC_ENTER)
     mov     %edx, V(VCPU_TSC_ENTER + 4)
-1:  lea     V(VCPU_RFLAGS), %rsp
+1:  testl   $CARRIER_PKRU, CARRIER_FLAGS(%rsi)
+    jnz     enter_pkru
+enter_registers:
+    lea     V(VCPU_RFLAGS), %rsp
     popfq
     mov     V(VCPU_REG(0)), %rax
     mov     V(VCPU_REG(1)), %rcx
@@ -88,6 +95,23 @@ loaded:
     mov     V(VCPU_REG(4)), %rsp
     mov     V(VCPU_REG(3)), %rbx
     jmp     *G(VCPU_RIP)
+
+# The guest's keys, before its registers: WRPKRU takes three of them, and no register is free to put them back from. So
+# what is still to be read, the vCPU, has to be open to the guest. A guest that closed its key is entered by sigreturn.
+enter_pkru:
+    cmpl    $0, V(VCPU_BY_FRAME)
+    jne     1f
+    mov     V(VCPU_PKRU), %eax
+    cmp     CARRIER_HOST_PKRU(%rsi), %eax
+    je      enter_registers
+    xor     %ecx, %ecx
+    xor     %edx, %edx
+    wrpkru
+    jmp     enter_registers
+1:  lea     V(VCPU_RFLAGS), %rsp        # for ID alone, which sigreturn leaves as it is
+    popfq
+enter_by_frame:
+    ud2                                 # the handler puts the whole guest into the frame
 enter_end:
     ud2
 
@@ -115,12 +139,17 @@ vcpu_exit:
     pushfq
     popq    G(VCPU_RFLAGS)
     cld
-    testl   $0x40000, G(VCPU_RFLAGS)    # the guest may have set AC, which would fault host code
+    testl   $0x244000, G(VCPU_RFLAGS)   # ID, AC, which would fault host code, and NT, which sigreturn would keep
     jz      1f
     push    $2
     popfq
 1:  rdgsbase %rbx
+    mov     V(VCPU_CARRIER), %rsi
+    cmp     %rbx, CARRIER_VCPU(%rsi)
+    jne     exit_elsewhere
     movl    $EXIT_CALL, V(VCPU_EXIT_KIND)
+    testl   $CARRIER_PKRU, CARRIER_FLAGS(%rsi)
+    jnz     exit_pkru
 
 # rbx = vcpu, rsp = the host's, flags clean; the guest's vector state is live
 vcpu_save:
@@ -156,6 +185,18 @@ vcpu_save:
     xsavec64 (%rcx)
 saved:
     movq    $0, CARRIER_VCPU(%rsi)      # host code from here on
+    mov     %ss, %eax
+    xor     CARRIER_HOST_SS(%rsi), %eax
+    mov     %ds, %ecx
+    or      %ecx, %eax
+    mov     %es, %ecx
+    or      %ecx, %eax
+    mov     %fs, %ecx
+    or      %ecx, %eax
+    mov     %gs, %ecx
+    or      %ecx, %eax
+    jnz     restore_selectors           # Linux starts 64-bit programs with 0 in the last four
+check_fs:
     rdfsbase %rax
     cmp     CARRIER_HOST_FS(%rsi), %rax
     jne     restore_fs
@@ -208,16 +249,47 @@ save_standard:
     movl    $1, V(VCPU_SPILLED)
     jmp     saved
 
+# Before the fs base: a selector brings its own, and 0 brings 0 on some processors. The gs base is nobody's here.
+restore_selectors:
+    mov     CARRIER_HOST_SS(%rsi), %eax
+    mov     %eax, %ss
+    mov     CARRIER_HOST_DS(%rsi), %eax
+    mov     %eax, %ds
+    mov     CARRIER_HOST_ES(%rsi), %eax
+    mov     %eax, %es
+    mov     CARRIER_HOST_FS_SELECTOR(%rsi), %eax
+    mov     %eax, %fs
+    mov     CARRIER_HOST_GS_SELECTOR(%rsi), %eax
+    mov     %eax, %gs
+    jmp     check_fs
+
 restore_fs:
     mov     CARRIER_HOST_FS(%rsi), %rax
     wrfsbase %rax
     jmp     2b
 
-# The handler sends us here when enter_xrstor faulted, and has noted how; rbx = vcpu, rsp = the host's, state initial.
-vcpu_refused:
+# The gs base is not this thread's vCPU: whoever called here, it was not by the way that leads here.
+exit_elsewhere:
+    ud2
+
+# The first store of vcpu_exit showed that the guest left the host's key open, or faulted as the guest.
+exit_pkru:
+    xor     %ecx, %ecx
+    rdpkru
+    mov     %eax, V(VCPU_PKRU)
+    cmp     CARRIER_HOST_PKRU(%rsi), %eax
+    je      vcpu_save
+    mov     CARRIER_HOST_PKRU(%rsi), %eax
+    wrpkru                              # rdpkru has left 0 in edx
+    jmp     vcpu_save
+
+# The handler sends us here where there is nothing to save; rbx = vcpu, rsp = the host's, state initial.
+vcpu_abandoned:
+    rdtsc
+    mov     %eax, V(VCPU_TSC_LEAVE)
+    mov     %edx, V(VCPU_TSC_LEAVE + 4)
     mov     V(VCPU_CARRIER), %rsi
     movq    $-1, CARRIER_LIVE(%rsi)
-    movl    $EXIT_REFUSED, V(VCPU_EXIT_KIND)
     jmp     saved
 
 trampoline_end:

@@ -24,6 +24,7 @@ bool get_room(PyObject *object, Py_buffer *view, const struct arrangement *arran
 
 /* errors.c: an error of fpstate.errors by name, with one message argument */
 void raise_error(const char *name, const char *message);
+void *raise_no_carrier(void); /* what errno says of a thread that cannot run guests; returns NULL */
 /* ImageError for what XRSTOR would refuse */
 void raise_illegal(const struct illegal *what);
 PyObject *check_image(PyObject *module, PyObject *image); /* raise that, or return None */

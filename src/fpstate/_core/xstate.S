@@ -1,13 +1,16 @@
 # Restore, and restore and save at once, as functions, each under the fault guard: the signal handler knows the labels
 # guarded_* and continues at guarded_failed with the register file initialised and the struct refusal in rax and rdx.
+# Likewise a core's load, and the copy of an image from memory that somebody else may take away.
 
     .text
     .globl xstate_restore, xstate_exchange
-    .globl guarded_xrstor, guarded_exchange, guarded_failed
+    .globl guarded_load, guarded_copy
+    .globl guarded_xrstor, guarded_exchange, guarded_failed, guarded_loaded, guarded_movs
     .globl fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
     .globl mxcsr_read, fcw_read, control_words_write
     .hidden xstate_restore, xstate_exchange
-    .hidden guarded_xrstor, guarded_exchange, guarded_failed
+    .hidden guarded_load, guarded_copy
+    .hidden guarded_xrstor, guarded_exchange, guarded_failed, guarded_loaded, guarded_movs
     .hidden fsbase_read, gsbase_read, fsbase_write, gsbase_write, pkru_read, pkru_write
     .hidden mxcsr_read, fcw_read, control_words_write
 
@@ -42,6 +45,28 @@ guarded_exchange:
     ret
 
 guarded_failed:
+    ret
+
+# struct refusal guarded_load(const void *area, const struct arrangement *, void (*load)(const void *, const struct arrangement *)):
+# a core's load, which has no stack of its own. Where it faults the handler lets it return with ebx set.
+guarded_load:
+    push    %rbx
+    xor     %ebx, %ebx
+    call    *%rdx
+guarded_loaded:
+    test    %ebx, %ebx
+    pop     %rbx
+    jnz     1f
+    xor     %eax, %eax
+1:  ret
+
+# struct refusal guarded_copy(void *to, const void *from, size_t size)
+guarded_copy:
+    mov     %rdx, %rcx
+guarded_movs:
+    rep movsb
+    xor     %eax, %eax
+    xor     %edx, %edx
     ret
 
 fsbase_read:

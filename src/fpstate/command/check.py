@@ -23,6 +23,7 @@ from fpstate.image.repair import Leftovers, Repair
 from fpstate.image.rules import Verdict, check, predict
 from fpstate.image.sanitise import Sanitised, sanitise
 from fpstate.source.open import READERS, open_source, reader_of
+from fpstate.source.process_number import process_number
 from fpstate.source.stream import open_stream
 from fpstate.source.thread import ThreadState
 from fpstate.source.tile_use import TileUse, of_bytes, of_thread
@@ -204,7 +205,7 @@ def _processor(name: str | None) -> Cpu:
 def _images(args: argparse.Namespace) -> Iterator[Given]:
     """Yield each image: raw bytes as they stand, or those of threads."""
     maker = _processor(args.from_cpu) if args.from_cpu else None
-    if args.image.isascii() and args.image.isdigit():
+    if process_number(args.image) is not None:
         yield from _of_threads(args, open_source(args.image))
         return
     with closing(open_stream(args.image)) as stream:

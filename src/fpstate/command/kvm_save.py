@@ -11,7 +11,7 @@ from pathlib import Path
 from fpstate.arch import Cpu
 from fpstate.command import output
 from fpstate.command.mix import choose
-from fpstate.command.quantity import count, size
+from fpstate.command.quantity import count, size, word
 from fpstate.engine.kvm.sampling import Sampler
 from fpstate.engine.kvm.session import Session
 from fpstate.engine.memory import DEFAULT_MEMORY
@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--to", required=True, metavar="PATH", help="a file, or a folder for many")
     parser.add_argument("--count", type=count, metavar="N", help="how many states (one of each program)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="varies data and points (1)")
-    parser.add_argument("--argument", type=count, metavar="N", help="amount of work for each program")
+    parser.add_argument("--argument", type=word, metavar="N", help="amount of work for each program")
     parser.add_argument(
         "--memory", type=size, default=DEFAULT_MEMORY, metavar="SIZE", help="of a guest (64k)"
     )

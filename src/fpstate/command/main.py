@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from fpstate.command.output import Parser, message, with_clean_streams
+from fpstate.command.output import Parser, lines, message, with_clean_streams
+from fpstate.command.streams import abandon, standard_streams
 from fpstate.errors import FpStateError
 
 VERBS: Final = (
@@ -21,14 +21,18 @@ _EPILOG = """exit codes: 0 done and clean; 1 findings (wrong, leaked, invalid); 
 3 unsupported here (processor, kernel, permission); 4 cannot decide"""
 
 
+def main(argv: Sequence[str] | None = None, *, before_run: Callable[[], None] | None = None) -> int:
+    """Run a verb and return the exit code. ``before_run`` is called once its modules are imported."""
+    with standard_streams():
+        return _run(sys.argv[1:] if argv is None else list(argv), before_run)
+
+
 @with_clean_streams
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code; the console script of the package."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+def _run(argv: list[str], before_run: Callable[[], None] | None) -> int:
     try:
         args = _parser(argv).parse_args(argv)
+        if before_run:
+            before_run()
         code: int = args.run(args)
         sys.stdout.flush()
         return code
@@ -38,10 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             message(f"  try: {error.help}")
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon(sys.stdout)
         return 2
     except OSError as error:
         message(f"fpstate: {error}")
+        abandon(sys.stdout)
+        return 2
+    except MemoryError:
+        message("fpstate: out of memory")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -53,7 +61,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print(f"fpstate {version('fpstate')}")
+        lines([f"fpstate {version('fpstate')}"])
+        sys.stdout.flush()
         parser.exit()
 
 
@@ -70,7 +79,3 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for verb in asked or VERBS:
         importlib.import_module(f"fpstate.command.{verb}").add_parser(subparsers)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -75,7 +75,11 @@ class Mix(Generic[R]):
 
     def jobs(self, count: int, seed: int, argument: int | None) -> list[Job[R]]:
         """Return ``count`` jobs, the programs in turn."""
-        return [self._job(index, seed, argument) for index in range(count)]
+        return list(self.each(count, seed, argument))
+
+    def each(self, count: int, seed: int, argument: int | None) -> Iterator[Job[R]]:
+        """Yield them one by one."""
+        return (self._job(index, seed, argument) for index in range(count))
 
     def _job(self, index: int, seed: int, argument: int | None) -> Job[R]:
         program, builtin = self.programs[index % len(self.programs)]

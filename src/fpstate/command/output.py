@@ -12,18 +12,19 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TextIO, TypeVar, cast
 
 from fpstate.printable import printable, printable_lines
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
     from rich.console import Console
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def lines(texts: Iterable[str], *, file: SupportsWrite | None = None) -> None:
+def lines(texts: Iterable[str], *, file: SupportsWrite[str] | None = None) -> None:
     """Print lines to standard output, or a ``file``, each printable and in one line."""
     for text in texts:
         print(printable(text), file=file)
@@ -63,13 +64,6 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     file = stream.stream if isinstance(stream, CleanStream) else stream
     return CleanConsole(file=file, stderr=stderr, highlight=False, markup=False, emoji=False)
-
-
-class SupportsWrite(Protocol):
-    """What can be printed to."""
-
-    def write(self, text: str, /) -> object:
-        """Write text."""
 
 
 class CleanStream:
@@ -113,7 +107,10 @@ def with_clean_streams(verb: Callable[P, T]) -> Callable[P, T]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Quotes arguments printably, in one line, and leaves colours out, which Python 3.14 would put in."""
+    """Quotes arguments printably, in one line, and leaves colours out, which Python 3.14 would put in.
+
+    Says it where help cannot be written, which argparse keeps to itself; subparsers are of this class too.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **options)
@@ -122,3 +119,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print usage and the message to standard error, and exit with 2."""
         super().error(printable(message))
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Write the help text."""
+        (file or sys.stdout).write(self.format_help())
+        sys.stdout.flush()

@@ -40,6 +40,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def word(text: str) -> int:
+    """Read a whole number above 0 of 64 bits. Raises ArgumentTypeError."""
+    value = count(text)
+    if value >> 64:
+        raise argparse.ArgumentTypeError(f"{text!r} does not fit 64 bits")
+    return value
+
+
 def bitmap(text: str) -> int:
     """Read a bitmap of 64 bits such as ``0x2e7``. Raises ArgumentTypeError."""
     try:

@@ -18,7 +18,7 @@ from fpstate.command import output
 from fpstate.command.component_request import components
 from fpstate.command.engine_choice import ENGINES, EngineChoice, chosen, kvm_vcpus, offered, open_engine
 from fpstate.command.mix import Job, Mix
-from fpstate.command.quantity import count, duration, nanoseconds, quantum, size
+from fpstate.command.quantity import count, duration, nanoseconds, quantum, size, word
 from fpstate.engine.guest import Guest, GuestEngine
 from fpstate.engine.leak import audit
 from fpstate.engine.memory import DEFAULT_MEMORY
@@ -33,6 +33,8 @@ from fpstate.vso.vcpu import ExitKind
 SCHEMA = "fpstate-run/1"
 LARGEST = "sapphire-rapids"
 SHOWN = 10
+AUDIT_NS = 60_000_000_000
+"""Processor time that each context of the audit may use, at least: ten thousand times what it needs."""
 _FEWER = "take fewer vCPUs or less --memory, or raise the limit of mappings (sysctl vm.max_map_count)"
 
 
@@ -59,8 +61,15 @@ class Outcome:
 
     @property
     def clean(self) -> bool:
-        """Whether every vCPU finished with the right result and nothing leaked."""
-        return not self.wrong and self.audit.clean and self.ends["finished"] == len(self.jobs)
+        """Whether every vCPU finished with the right result and nothing leaked, as far as the audit could judge."""
+        return not self.wrong and not self.audit.found and self.ends["finished"] == len(self.jobs)
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        if not self.clean:
+            return 1
+        return 3 if self.audit.unjudged else 0
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,7 +93,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--processors", type=count, default=1, metavar="N", help="host threads (1)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="varies the data (1)")
-    parser.add_argument("--argument", type=count, metavar="N", help="amount of work for each program")
+    parser.add_argument("--argument", type=word, metavar="N", help="amount of work for each program")
     parser.add_argument("--timeout", type=nanoseconds, default=10_000_000_000, metavar="TIME",
                         help="processor time that each vCPU may use (10s)")  # fmt: skip
     parser.add_argument(
@@ -104,13 +113,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run and report; 1 where a result is wrong, a vCPU did not finish, or anything leaked."""
+    """Run and report; 1 where a result is wrong, a vCPU did not finish, or anything leaked, 3 where all that is wrong
+    is that the audit could not judge each of its contexts.
+    """
     outcome = execute(args)
     if args.json:
         output.document(describe(outcome))
     else:
         output.lines(text(outcome))
-    return 0 if outcome.clean else 1
+    return outcome.code
 
 
 def execute(args: argparse.Namespace) -> Outcome:
@@ -152,7 +163,7 @@ def _start(
     """Make the vCPUs. Raises PoolExhausted with the first that there is no memory for."""
     kind = Kind.GUEST if args.guest else None
     jobs: list[tuple[Job[Any], Guest]] = []
-    for job in mix.jobs(args.vcpus, args.seed, args.argument):
+    for job in mix.each(args.vcpus, args.seed, args.argument):
         try:
             vcpu = engine.vcpu(
                 job.program, seed=job.seed, argument=job.argument, kind=kind, memory_size=args.memory
@@ -166,7 +177,9 @@ def _start(
 
 
 def _audit(choice: EngineChoice, args: argparse.Namespace) -> AuditReport:
-    with closing(open_engine(choice, args)) as engine:
+    """Audit an engine of its own, whose contexts have time enough: ``--timeout`` is for the programs asked for."""
+    patient = argparse.Namespace(**vars(args) | {"timeout": max(args.timeout, AUDIT_NS)})
+    with closing(open_engine(choice, patient)) as engine:
         return (choice.audit or audit)(engine)
 
 
@@ -204,6 +217,9 @@ def describe(outcome: Outcome) -> dict[str, Any]:
             "searched_bytes": outcome.audit.searched_bytes,
             "leaks": [str(leak) for leak in outcome.audit.leaks[:SHOWN]],
             "damaged": outcome.audit.damaged[:SHOWN],
+            "not_judged": outcome.audit.unjudged[:SHOWN],
+            "components": mask_names(outcome.audit.components),
+            "not_searched": outcome.audit.unsearched,
         },
         "problems": [*_ends_badly(outcome), *outcome.wrong][:SHOWN],
         "left_out": dict(outcome.left_out),
@@ -241,11 +257,24 @@ def text(outcome: Outcome) -> list[str]:
             f"  leak audit    {data['leaked_bytes']} bytes leaked, {len(outcome.audit.damaged)} contexts damaged "
             f"({outcome.audit.canaries} canaries, {outcome.audit.searched_bytes} bytes searched)"
         )
+        lines += _searched(outcome.audit)
     lines += [f"  left out      {name}: {reason}" for name, reason in outcome.left_out]
     problems = [*_ends_badly(outcome), *outcome.wrong, *map(str, outcome.audit.leaks), *outcome.audit.damaged]
+    problems += [f"not judged: {who}" for who in outcome.audit.unjudged]
     lines += [f"  ! {problem}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"  ! and {len(problems) - SHOWN} more")
+    return lines
+
+
+def _searched(report: AuditReport) -> list[str]:
+    """Say what the audit was able to see."""
+    lines = [f"  searched for  {mask_text(report.components)}"]
+    lines += [f"  not searched  {name}: {reason}" for name, reason in report.unsearched.items()]
+    if report.unjudged:
+        lines.append(
+            f"  not judged    {len(report.unjudged)} contexts of the audit, which says nothing of them"
+        )
     return lines
 
 

@@ -13,6 +13,7 @@ from fpstate.errors import FpStateError, NumberError, RegisterError, SourceError
 from fpstate.image import LANES, Float80, Registers
 from fpstate.image.register import register_named
 from fpstate.source.process import thread_ids
+from fpstate.source.process_number import check_number
 from fpstate.source.rewrite import Rewrite, rewrite
 
 SCHEMA = "fpstate-set/1"
@@ -33,6 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("assignments", nargs="+", metavar="REGISTER=VALUE", help="what to write")
     parser.add_argument("--thread", type=int, metavar="TID", help="the thread (default: the one that leads)")
     parser.add_argument("--limit", type=nanoseconds, default="2s", help="how long to wait for it to stop")
+    parser.add_argument(
+        "--force", action="store_true", help="write values that are bound to end the thread, too"
+    )
     parser.add_argument("--json", action="store_true", help=f"print JSON with the schema {SCHEMA}")
     parser.set_defaults(run=run)
 
@@ -40,12 +44,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write, read back, and print each register before and after."""
     wanted = [parse_assignment(text) for text in args.assignments]
+    for number in (args.pid, args.thread):
+        if number is not None:
+            check_number(number)
     threads = thread_ids(args.pid)
     tid = args.pid if args.thread is None else args.thread
     if threads and tid not in threads:
         known = ", ".join(map(str, threads[:8])) + (", ..." if len(threads) > 8 else "")
         raise SourceError(f"process {args.pid}", f"no thread {tid}", help=f"its threads: {known}")
-    done = rewrite(tid, lambda registers: assign(registers, wanted), limit=args.limit / 1e9)
+    done = rewrite(tid, lambda registers: assign(registers, wanted), limit=args.limit / 1e9, force=args.force)
     report = describe(args.pid, done, [name for name, _ in wanted])
     if args.json:
         output.document(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable
 from contextlib import closing
@@ -13,6 +14,7 @@ from fpstate.errors import SourceError
 from fpstate.image import Image
 from fpstate.image.finding import Severity
 from fpstate.source.open import READERS, open_source, reader_of
+from fpstate.source.process_number import process_number
 from fpstate.source.stream import open_stream
 from fpstate.source.thread import ThreadState
 
@@ -38,7 +40,7 @@ def read_state(
     Raises SourceError where it holds several threads and ``thread`` names none and for bytes that are no such
     state, AmbiguousLayout where several layouts fit, and OSError.
     """
-    if source.isascii() and source.isdigit():
+    if process_number(source) is not None:
         return _of_thread(source, open_source(source, cpu=cpu), thread)
     with closing(open_stream(source, raw=format is not None)) as stream:
         reader = reader_of(stream)
@@ -62,6 +64,8 @@ def write_private(target: str, data: bytes) -> None:
 
     if target != "-":
         write_file(target, data)
+    elif sys.__stdout__ is None:
+        raise OSError(errno.EBADF, "standard output is closed")
     elif sys.stdout.isatty():
         raise terminal_refused("standard output")
     else:

@@ -17,8 +17,9 @@ from fpstate.command.quantity import duration, nanoseconds
 from fpstate.image import ControlWord, Mxcsr
 from fpstate.printable import printable
 from fpstate.source.census import Census, Odd, odd_registers, x87_depth
-from fpstate.source.open import is_process, threads_of
+from fpstate.source.open import threads_of
 from fpstate.source.process import Snapshot, UnreadThread, snapshot
+from fpstate.source.process_number import process_number
 from fpstate.source.thread import ThreadState
 
 SCHEMA = "fpstate-threads/1"
@@ -47,8 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where threads are odd or could not be read."""
-    if is_process(args.source):
-        live = snapshot(int(args.source), limit=args.limit / 1e9)
+    if (pid := process_number(args.source)) is not None:
+        live = snapshot(pid, limit=args.limit / 1e9)
         report = _Report(args.source, live.threads, live)
         report.print(json=args.json)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from fpstate.engine.memory import DEFAULT_MEMORY
@@ -58,6 +59,9 @@ class GuestEngine(Engine[G], Protocol[G, P]):
 
     def queue(self) -> GuestQueue[G]:
         """Return an empty queue for one host thread."""
+
+    def scratch(self) -> Iterable[tuple[str, bytes | bytearray]]:
+        """Yield the memory through which this thread's states pass, by name: all zeros while no queue runs."""
 
     def close(self) -> None:
         """Give back what the engine holds of the system; vCPUs that ended can still be read."""

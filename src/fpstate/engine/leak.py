@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fpstate.arch.component import LEGACY
+from fpstate.arch.component import LEGACY, component_name, components_in
 from fpstate.engine.guest import Guest, GuestEngine, GuestQueue
+from fpstate.program.block import KNOWN_FEATURES
 from fpstate.program.builtin import BUILTIN
-from fpstate.program.expected.canary import canary_pattern
-from fpstate.program.expected.probe import arguments, parse_probe
+from fpstate.program.expected.canary import canary_pattern, pointers_compared
+from fpstate.program.expected.probe import GENERAL, arguments, parse_probe
 from fpstate.program.load import Program
 from fpstate.vso.audit import AuditReport, Canaries
 from fpstate.vso.vcpu import ExitKind
@@ -21,6 +22,9 @@ ROUNDS = 3
 _MIXED_WITH = ("spin", "x87_pi", "sse_nbody")
 _CANARY_SEEDS = 1 << 32
 """Canaries are seeded from here on: the other programs draw their data from the same generator."""
+POINTERS_LOST = "the processor loses them while no exception is pending"
+_NOT_REQUESTED = "not requested"
+_NOT_FILLED = "no program fills it"
 
 
 def audit(
@@ -55,10 +59,9 @@ class _Audit:
             self.owners[vcpu.vso]: canary_pattern(number, mask)
             for vcpu, (number, mask) in self.canaries.items()
         }
-        self.words = Canaries(
-            {owner: pattern.values() for owner, pattern in patterns.items()},
-            {owner: pattern["pkru"] for owner, pattern in patterns.items() if "pkru" in pattern},
-        )
+        self.words = Canaries(patterns)
+        self.report.components = (self.offered | LEGACY) & KNOWN_FEATURES
+        self.report.unsearched = self._unsearched()
 
     def run(self) -> AuditReport:
         """Run all of it."""
@@ -93,29 +96,52 @@ class _Audit:
 
     def _search(self) -> None:
         self.report += self.words.search_manager(self.engine.manager, self.owners)
+        for place, data in self.engine.scratch():
+            self.report += self.words.search_empty(place, data)
 
     def _park(self) -> None:
         for vcpu in self._living():
             self.engine.manager.park(vcpu.vso)
             vcpu.attach()
 
+    def _line_up(self, probes: Sequence[Guest]) -> None:
+        """Let each probe follow a canary with everything; after that those follow one another."""
+        full: list[Guest] = []
+        rest: list[Guest] = []
+        for vcpu in self._living():
+            (full if self._is_full(vcpu) else rest).append(vcpu)
+        self.queue.clear()
+        pairs = itertools.zip_longest(full, probes)
+        for vcpu in (*(each for pair in pairs for each in pair if each), *rest):
+            self.queue.add(vcpu)
+
+    def _is_full(self, vcpu: Guest) -> bool:
+        """Whether it is a canary with everything that programs are offered."""
+        return vcpu in self.canaries and self.canaries[vcpu][1] == self.offered
+
     def _living(self) -> Iterator[Guest]:
         return (vcpu for vcpu in (*self.canaries, *self.others) if vcpu.exit is None)
 
     def _probe(self) -> None:
-        """Start fresh contexts among the others; what they find in their registers must be initial."""
+        """Start fresh contexts, each right behind a canary; what they find in their registers must be initial."""
         builtin = BUILTIN["probe"]
         probes = [self.engine.vcpu(builtin.load(), argument=choice) for choice in arguments(self.offered)]
-        for probe in probes:
-            self.queue.add(probe)
-        while any(probe.exit is None for probe in probes) and len(self.queue):
-            self._slices(len(self.queue))
+        waiting = probes
+        while waiting:
+            batch = waiting[: max(1, sum(self._is_full(vcpu) for vcpu in self._living()))]
+            waiting = waiting[len(batch) :]
+            self._line_up(batch)
+            while any(probe.exit is None for probe in batch) and len(self.queue):
+                self._slices(len(self.queue))
         for choice, probe in enumerate(probes):
             if probe.block is None:
-                self.report.damaged.append(f"a probe: {probe.exit}")
+                self.report.judge("a probe", probe.exit)
                 continue
             features, result = probe.block.features, probe.block.result
-            found = self.words.search_values("a fresh context", parse_probe(result, features))
+            initial = parse_probe(builtin.expected(0, choice, features), features)
+            registers = parse_probe(result, features)
+            fresh = {name: value for name, value in registers.items() if name not in GENERAL}
+            found = self.words.search_fresh("a fresh context", fresh, initial)
             self.report += found
             problem = builtin.check(result, 0, choice, features)
             if problem and not found.leaks:
@@ -123,13 +149,29 @@ class _Audit:
 
     def _check(self) -> None:
         for vcpu, (seed, mask) in self.canaries.items():
-            problem = (
-                BUILTIN["canary"].check(vcpu.block.result, seed, self.argument, mask)
-                if vcpu.block
-                else str(vcpu.exit)
-            )
-            if problem:
+            if vcpu.block is None:
+                self.report.judge(self.owners[vcpu.vso], vcpu.exit)
+                continue
+            if problem := BUILTIN["canary"].check(vcpu.block.result, seed, self.argument, mask):
                 self.report.damaged.append(f"{self.owners[vcpu.vso]}: {problem}")
+            if not pointers_compared(vcpu.block.result):
+                self.report.unsearched["x87 pointers"] = POINTERS_LOST
         for vcpu in self.others:
             if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED:
-                self.report.damaged.append(f"{vcpu.name}: {vcpu.exit}")
+                self.report.judge(vcpu.name, vcpu.exit)
+
+    def _unsearched(self) -> dict[str, str]:
+        """Say why no canary fills what else the processor's contexts can hold."""
+        left = self.engine.manager.config.user_max.features & ~self.report.components
+        none_here = f"contexts of engine {self.engine.name} have none here"
+        possible = self.engine.offered(left)
+        return {
+            component_name(component): (
+                none_here
+                if not possible >> component & 1
+                else _NOT_FILLED
+                if self.offered >> component & 1
+                else _NOT_REQUESTED
+            )
+            for component in components_in(left)
+        }

@@ -10,7 +10,7 @@ the thread lets in no signals but those of the engine; others wait until it look
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from fpstate.arch.component import USER_DYNAMIC, USER_SUPPORTED, Component, mask_of, mask_text
 from fpstate.arch.cpu import Cpu
@@ -191,6 +191,13 @@ class NativeEngine:
     def queue(self) -> NativeQueue:
         """Return an empty queue for one host thread."""
         return NativeQueue(self)
+
+    def scratch(self) -> Iterator[tuple[str, bytearray]]:
+        """Yield a copy of this thread's spill area."""
+        size = _core.features()["area_size"]
+        copy = bytearray(size)
+        _core.unspill(copy, ((0, 0, size),), False)
+        yield "the spill area", copy
 
     def close(self) -> None:
         """Nothing is held that outlives the vCPUs."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fpstate.arch.component import LEGACY_SIZE, component_name, mask_text
 from fpstate.arch.exception import request_help, restore_fault
 from fpstate.engine.sigill import INSTRUCTION_BYTES, Fault, denied_component, lacks_tile_configuration
-from fpstate.errors import ImageError, PermissionDenied, RestoreFault
+from fpstate.errors import ImageError, PermissionDenied, RestoreFault, VsoError
 from fpstate.program.block import FINISHED, YIELD
 from fpstate.vso.vcpu import Exit, ExitKind
 
@@ -42,6 +42,8 @@ def exit_of(vcpu: NativeVcpu) -> Exit | None:
         return None
     if kind == _core.EXIT_EXPIRED:
         return Exit(ExitKind.EXPIRED, rip=rip_of(vcpu))
+    if kind == _core.EXIT_SEGMENT:
+        return Exit(ExitKind.REFUSED, rip=rip_of(vcpu), error=_other_segment())
     fault = Fault(*core.fault)
     if kind == _core.EXIT_REFUSED:
         return Exit(ExitKind.REFUSED, rip=rip_of(vcpu), error=_refusal(vcpu, fault))
@@ -55,6 +57,13 @@ def exit_of(vcpu: NativeVcpu) -> Exit | None:
         address=vcpu.memory.relative(fault.address),
         rip=rip_of(vcpu),
         note=_note(vcpu, fault),
+    )
+
+
+def _other_segment() -> VsoError:
+    return VsoError(
+        "it left 64-bit code by a far transfer, and was preempted there: no native vCPU keeps a code segment",
+        help="a KVM guest may: --engine kvm",
     )
 
 

@@ -7,16 +7,16 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TypeGuard
 
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.errors import UnsupportedHere
+from fpstate.source.process_number import process_number
 from fpstate.source.reader import READERS, Reader, reader_of
 from fpstate.source.stream import Stream, open_stream
 from fpstate.source.thread import ThreadState
 
-__all__ = ["READERS", "Reader", "each_thread", "is_process", "open_source", "reader_of", "threads_of"]
+__all__ = ["READERS", "Reader", "each_thread", "open_source", "reader_of", "threads_of"]
 
 
 def open_source(
@@ -35,8 +35,8 @@ def open_source(
     SourceError, AmbiguousLayout, and UnsupportedHere where something is missing to read this source. All images are
     in memory at once: BudgetExceeded says where these would be too many, and ``each_thread`` does not keep any.
     """
-    if is_process(source):
-        return _process(int(source))
+    if isinstance(source, str) and (pid := process_number(source)) is not None:
+        return _process(pid)
     with closing(_opened(source, raw=format is not None or layout is not None)) as stream:
         if format is not None or layout is not None:
             from fpstate.source.raw import raw_threads
@@ -72,8 +72,8 @@ def threads_of(
 
     Arguments and errors are those of ``open_source``; what is wrong with a file is raised when its threads are taken.
     """
-    if is_process(source):
-        yield _process(int(source))
+    if isinstance(source, str) and (pid := process_number(source)) is not None:
+        yield _process(pid)
         return
     raw = format is not None or layout is not None
     with closing(_opened(source, raw=raw)) as stream:
@@ -96,11 +96,6 @@ class _Threads:
         from fpstate.source.raw import raw_threads
 
         yield from raw_threads(self.stream, cpu=self.cpu, format=self.format, layout=self.layout)
-
-
-def is_process(source: object) -> TypeGuard[str]:
-    """Tell whether a source is the number of a process."""
-    return isinstance(source, str) and source.isascii() and source.isdigit()
 
 
 def _opened(source: str | os.PathLike[str], *, raw: bool) -> Stream:

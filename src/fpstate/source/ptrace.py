@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from fpstate.arch import Cpu, Layout
 from fpstate.errors import FpStateError, SourceError, UnsupportedHere
+from fpstate.source.process_number import check_number
 
 LIMIT: Final = 2.0
 """Seconds after which threads that have not stopped are given up."""
@@ -40,6 +41,7 @@ def snapshot(pid: int, layout: Layout, limit: float) -> tuple[list[Outcome], flo
 
     Raises SourceError where there is no such process, UnsupportedHere without the native core.
     """
+    check_number(pid)
     core = _native_core()
     try:
         rows, stop_ns, longest_ns = core.ptrace_snapshot(pid, _capacity(layout), int(limit * 1e9))
@@ -58,6 +60,7 @@ def edit(
 
     What ``change`` raises is raised here, and nothing is written. Raises as ``snapshot`` does.
     """
+    check_number(tid)
     core = _native_core()
     try:
         before, after, stop_ns = core.ptrace_edit(tid, _capacity(layout), int(limit * 1e9), change)

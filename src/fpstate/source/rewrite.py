@@ -16,6 +16,7 @@ from fpstate.errors import RegisterError, SourceError
 from fpstate.image import Difference, Image, Registers, differences
 from fpstate.image.tile import CONFIGURATION_SIZE, TILES, restore_defect, use_defects
 from fpstate.source import ptrace
+from fpstate.source.lethal import dangers, unmasked
 
 _TILES: Final = tuple(f"tmm{tile}" for tile in range(TILES))
 
@@ -45,13 +46,16 @@ class Rewrite:
     notes: tuple[str, ...] = ()
 
 
-def rewrite(tid: int, change: Callable[[Registers], None], *, limit: float = ptrace.LIMIT) -> Rewrite:
+def rewrite(
+    tid: int, change: Callable[[Registers], None], *, limit: float = ptrace.LIMIT, force: bool = False
+) -> Rewrite:
     """Stop one thread of another process, let ``change`` assign its registers, write them back, and let it go.
 
     The thread stands still while ``change`` runs, for ``limit`` seconds and one more at most. Whatever ``change``
     raises is raised here, and nothing was written. Raises SourceError where the kernel refuses the
-    state, RegisterError for reserved MXCSR bits and for a TILECFG that the processor would make initial,
-    ReadBackError, UnsupportedHere where tracing is forbidden.
+    state, RegisterError for reserved MXCSR bits, for a TILECFG that the processor would make initial and, unless
+    ``force``, for values that are bound to end the thread (``lethal.dangers``), ReadBackError, UnsupportedHere where
+    tracing is forbidden.
     """
     expected, mxcsr_mask = ptrace.host_layout(), Cpu.host().mxcsr_mask
     images: list[tuple[Image, Image]] = []
@@ -62,6 +66,8 @@ def rewrite(tid: int, change: Callable[[Registers], None], *, limit: float = ptr
         change(new.registers)
         _check_mxcsr(new.registers["mxcsr"], mxcsr_mask)
         _check_tilecfg(old.registers, new.registers)
+        if not force:
+            _check_survival(old.registers, new.registers)
         # With SSE absent the kernel keeps MXCSR in the image but the processor loads 1F80H (XRSTORS ignores
         # RFBM[2] for it), or, on kernels without XSAVES, keeps the one from before: so state it always.
         new.store.activate(Component.SSE)
@@ -110,6 +116,15 @@ def _check_tilecfg(old: Registers, new: Registers) -> None:
         )
 
 
+def _check_survival(old: Registers, new: Registers) -> None:
+    for danger in dangers(old, new):
+        raise RegisterError(
+            danger.split()[0],
+            danger.partition(" ")[2],
+            help="nothing was written; --force (rewrite(..., force=True)) writes it all the same",
+        )
+
+
 def _configuration(registers: Registers) -> bytes:
     return registers["tilecfg"].to_bytes(CONFIGURATION_SIZE, "little")
 
@@ -138,6 +153,8 @@ def _errno(error: SourceError) -> int | None:
 def _notes(old: Image, new: Image) -> Iterator[str]:
     """Yield what the thread cannot use of what was written."""
     before, after = old.registers, new.registers
+    yield from dangers(before, after)
+    yield from unmasked(before, after)
     if "tilecfg" not in after:
         return
     written = [name for name in _TILES if after.get(name) != before.get(name)]

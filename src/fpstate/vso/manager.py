@@ -120,6 +120,11 @@ class Manager:
         """Refuse and count a use of components that a VSO may not have: raises PermissionDenied."""
         self._check_permitted(components, vso.permitted, "used")
 
+    def count_denial(self) -> None:
+        """Count a use that an engine refused for a reason of its own."""
+        with self._lock:
+            self._denials += 1
+
     def store(self, vso: Vso, in_use: int, source: Layout, copy: Copy) -> None:
         """Put a state into a buffer of just the right size; the earlier buffer goes back, scrubbed.
 

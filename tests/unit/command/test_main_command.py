@@ -84,6 +84,12 @@ def test_an_error_of_the_operating_system_is_2_and_an_interrupt_130(verb_that_ra
     assert main.main(["cpu"]) == 130
 
 
+def test_without_memory_it_is_2(verb_that_raises, capsys):
+    verb_that_raises(MemoryError())
+    assert main.main(["cpu"]) == 2
+    assert capsys.readouterr().err == "fpstate: out of memory\n"
+
+
 def test_a_mistake_of_ours_is_not_hidden(verb_that_raises):
     verb_that_raises(ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):

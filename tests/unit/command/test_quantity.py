@@ -6,7 +6,16 @@ import argparse
 
 import pytest
 
-from fpstate.command.quantity import QUANTUM_MINIMUM, bitmap, count, duration, nanoseconds, quantum, size
+from fpstate.command.quantity import (
+    QUANTUM_MINIMUM,
+    bitmap,
+    count,
+    duration,
+    nanoseconds,
+    quantum,
+    size,
+    word,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +78,10 @@ def test_bitmaps_have_64_bits() -> None:
 def test_other_texts_are_no_bitmaps(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no bitmap such as 0x2e7"):
         bitmap(text)
+
+
+def test_an_amount_of_work_has_64_bits():
+    assert word(str(2**64 - 1)) == 2**64 - 1
+    for text in (str(2**64), "0", "-1", "1.5"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            word(text)

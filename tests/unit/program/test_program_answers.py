@@ -38,7 +38,7 @@ def test_the_default_amount_of_work_is_answered_in_time(name, run, features, nee
     assert time.process_time() - started < 0.5
     argument = builtin.default_argument // (100 if needs_flags(builtin.cpu_flags) else 1)
     ended = run(builtin.load(), 0x5EED, argument, features=features | builtin.required)
-    assert ended.result == builtin.expected(0x5EED, argument, features)
+    assert builtin.check(ended.result, 0x5EED, argument, features) is None
 
 
 @pytest.mark.parametrize("name", COMPUTING)
@@ -126,6 +126,11 @@ FRAME = [
     ("0", "0x400", "fcw"),
     ("0", "0x100000", "fsw"),
     ("0", "0x0100000000", "ftw"),
+    ("0", "0x0001000000000000", "fop"),
+    ("8", "0x1", "fip"),
+    ("8", "0x400000000000", "fip"),
+    ("16", "0x1", "fdp"),
+    ("16", "0x400000000000", "fdp"),
     ("24", "0x2000", "mxcsr"),
     ("24", "0x1", "mxcsr"),
     ("32", "0x1", "st0"),
@@ -142,6 +147,8 @@ def test_the_canary_names_a_register_that_was_changed(offset, mask, register, yi
     period = struct.pack("<Q", 10).hex()
     ended = run(program.load(), 5, 100, "-i", period, "-c", str(yield_number), offset, mask, features=0x3)
     assert ended.yields == 10
+    if register in canary.POINTERS and not canary.pointers_compared(ended.result):
+        pytest.skip("a processor that keeps x87's pointers without a pending exception")
     verdict = program.check(ended.result, 5, 100, 0x3)
     assert verdict is not None
     assert f"the first in {register} at iteration {10 * yield_number}" in verdict

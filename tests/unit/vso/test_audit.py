@@ -9,11 +9,13 @@ import pytest
 
 from fpstate.arch import Component, Cpu, Layout
 from fpstate.arch.component import AMX, LEGACY
+from fpstate.errors import PoolExhausted
 from fpstate.image import Image
 from fpstate.program import BUILTIN, canary_pattern
 from fpstate.program.block import ENTRY_PKRU, KNOWN_FEATURES, PKRU
 from fpstate.vso import AuditReport, Canaries, Leak
-from fpstate.vso.audit import WORD
+from fpstate.vso.audit import UNKNOWN, WORD
+from fpstate.vso.vcpu import Exit, ExitKind
 
 MINE, ITS, SHARED = 0x1122334455667788, 0x99AABBCCDDEEFF00, 0x0123456789ABCDEF
 WIDE = SHARED << 128 | MINE << 64 | 0x37F
@@ -21,7 +23,9 @@ WIDE = SHARED << 128 | MINE << 64 | 0x37F
 
 @pytest.fixture
 def canaries() -> Canaries:
-    return Canaries({"mine": [WIDE, 0x1F80], "its": [ITS, SHARED]})
+    return Canaries(
+        {"mine": {"zmm0": WIDE, "mxcsr": 0x1FA5}, "its": {"zmm7": ITS, "k1": SHARED, "mxcsr": 0x5F80}}
+    )
 
 
 def test_a_word_of_another_is_found_with_its_place_and_offset(canaries):
@@ -60,15 +64,62 @@ def test_all_forms_of_memory_can_be_searched(canaries):
         assert len(canaries.search("memory", form).leaks) == 1
 
 
+INITIAL = {"mxcsr": 0x1F80, "fcw": 0x37F, "pkru": ENTRY_PKRU} | dict.fromkeys(
+    ("zmm0", "zmm7", "ymm0", "k1", "st0"), 0
+)
+
+
 @pytest.mark.parametrize("lane", range(8))
 def test_every_lane_of_a_register_is_searched(canaries, lane):
-    report = canaries.search_values("a fresh context", {"zmm0": 0, "zmm7": ITS << 64 * lane})
+    report = canaries.search_fresh("a fresh context", {"zmm0": 0, "zmm7": ITS << 64 * lane}, INITIAL)
     assert report.leaks == [Leak("its", "zmm7 of a fresh context", WORD * lane, ITS)]
 
 
-def test_register_values_that_are_clean_are_clean(canaries):
-    values = {"mxcsr": 0x1F80, "st0": 0, "zmm1": (1 << 512) - 1}
-    assert canaries.search_values("a fresh context", values).clean
+def test_register_values_that_are_initial_are_clean(canaries):
+    report = canaries.search_fresh("a fresh context", INITIAL, INITIAL)
+    assert report.clean
+    assert report.searched_bytes == len(INITIAL) * WORD
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_single_byte_of_a_fresh_register_is_told_with_whose_it_is(canaries, at):
+    byte = ITS >> 8 * at & 0xFF
+    report = canaries.search_fresh("a fresh context", {"zmm7": byte << 8 * at}, INITIAL)
+    if byte:
+        assert report.leaks == [Leak("its", "zmm7 of a fresh context", at, byte, 1)]
+        assert str(report.leaks[0]) == f"1 byte of its at byte {at} of zmm7 of a fresh context: {byte:#x}"
+        assert report.leaked_bytes == 1
+    else:
+        assert report.clean
+
+
+def test_bytes_that_no_canary_has_are_a_leak_all_the_same(canaries):
+    report = canaries.search_fresh("a fresh context", {"k1": 0xEE00EE << 8, "mxcsr": 0x1FA5}, INITIAL)
+    assert report.leaks == [
+        Leak(UNKNOWN, "k1 of a fresh context", 1, 0xEE00EE, 2),
+        Leak("mine", "mxcsr of a fresh context", 0, 0xA5, 1),
+    ]
+
+
+def test_a_byte_of_a_narrow_register_is_that_of_the_wide_one(canaries):
+    (leak,) = canaries.search_fresh("a fresh context", {"ymm0": WIDE & 0xFF}, INITIAL).leaks
+    assert (leak.owner, leak.size) == ("mine", 1)
+
+
+@pytest.mark.parametrize("at", [0, 7, 8, 63])
+def test_a_single_byte_in_memory_that_must_be_empty_is_a_leak(canaries, at):
+    data = bytearray(64)
+    assert canaries.search_empty("the spill area", data).clean
+    data[at] = 0x5A
+    report = canaries.search_empty("the spill area", data)
+    assert report.leaks == [Leak(UNKNOWN, "the spill area", at, 0x5A, 1)]
+    assert str(report.leaks[0]) == f"1 byte of an unknown context at byte {at} of the spill area: 0x5a"
+    assert report.searched_bytes == 64
+
+
+def test_a_word_in_memory_that_must_be_empty_is_told_with_whose_it_is(canaries):
+    (leak,) = canaries.search_empty("free pool memory", struct.pack("<QQ", 0, ITS)).leaks
+    assert leak == Leak("its", "free pool memory", 8, ITS)
 
 
 class StandIn:
@@ -107,6 +158,28 @@ def test_reports_add_up():
     assert total == AuditReport([Leak("a", "b", 0, 1)], ["c"], 3, 12)
     assert not total.clean
     assert not AuditReport(damaged=["c"]).clean
+    total += AuditReport(unjudged=["d"], components=4, unsearched={"X": "y"})
+    total += AuditReport(components=1)
+    assert (total.unjudged, total.components, total.unsearched) == (["d"], 5, {"X": "y"})
+
+
+def test_a_context_that_ran_out_of_time_or_memory_is_not_judged():
+    report = AuditReport()
+    report.judge("a", Exit(ExitKind.EXPIRED))
+    report.judge("b", Exit(ExitKind.REFUSED, error=PoolExhausted("no memory")))
+    report.judge("c", None)
+    assert report.unjudged == ["a: used up its processor time", "b: refused: no memory", "c: did not end"]
+    assert (report.damaged, report.found, report.clean) == ([], False, False)
+
+
+@pytest.mark.parametrize("kind", [ExitKind.FAULT, ExitKind.DENIED, ExitKind.FAILED, ExitKind.REFUSED])
+def test_a_context_that_ended_in_any_other_way_is_damaged(kind):
+    report = AuditReport()
+    report.judge("a", Exit(kind))
+    assert (len(report.damaged), report.unjudged, report.found) == (1, [], True)
+
+
+def test_a_report_without_findings_is_clean():
     assert AuditReport(searched_bytes=1).clean
 
 
@@ -118,11 +191,7 @@ SEEDS = range(1 << 32, (1 << 32) + 24)
 @pytest.fixture(scope="module")
 def tile_canaries() -> Canaries:
     """As many as an audit has of everything that a processor with AMX has."""
-    patterns = {f"canary {seed}": canary_pattern(seed, KNOWN_FEATURES) for seed in SEEDS}
-    return Canaries(
-        {owner: pattern.values() for owner, pattern in patterns.items()},
-        {owner: pattern["pkru"] for owner, pattern in patterns.items()},
-    )
+    return Canaries({f"canary {seed}": canary_pattern(seed, KNOWN_FEATURES) for seed in SEEDS})
 
 
 def amx_image(seed: int) -> Image:
@@ -159,7 +228,9 @@ def test_a_single_row_of_a_tile_is_enough(tile_canaries, row):
 def test_most_configurations_tell_whose_they_are(tile_canaries):
     """Their words are few, and two canaries may share one: that one is evidence against neither."""
     found = [
-        tile_canaries.search_values("a fresh context", {"tilecfg": canary_pattern(seed, AMX)["tilecfg"]})
+        tile_canaries.search_fresh(
+            "a fresh context", {"tilecfg": canary_pattern(seed, AMX)["tilecfg"]}, {"tilecfg": 0}
+        )
         for seed in SEEDS
     ]
     assert all(report.leaks for report in found)
@@ -175,8 +246,7 @@ def test_the_configuration_of_the_matrix_product_is_no_canary_s(tile_canaries):
 
 def test_a_pkru_is_told_where_it_is_read_as_one(tile_canaries):
     value = canary_pattern(SEEDS[2], PKRU)["pkru"]
-    (leak,) = tile_canaries.search_values("a fresh context", {"pkru": value, "mxcsr": value}).leaks
+    (leak,) = tile_canaries.search_fresh("a fresh context", {"pkru": value}, INITIAL).leaks
     assert (leak.owner, leak.place, leak.word) == (f"canary {SEEDS[2]}", "pkru of a fresh context", value)
-    assert tile_canaries.search_values("it", {"pkru": value}, owner=f"canary {SEEDS[2]}").clean
-    assert tile_canaries.search_values("a fresh context", {"pkru": ENTRY_PKRU, "tilecfg": 0}).clean
+    assert tile_canaries.search_fresh("a fresh context", {"pkru": ENTRY_PKRU}, INITIAL).clean
     assert tile_canaries.search("a buffer", struct.pack("<Q", value)).clean

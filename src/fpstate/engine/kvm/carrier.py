@@ -89,7 +89,7 @@ class Carrier:
         if self._traced:
             self.kvm.set_debugregs(self._debugregs)
             self._traced = False
-        self._put(guest.context.data)
+        self.put(guest.context.data)
         self.resident = guest
 
     def prepare(self) -> None:
@@ -108,8 +108,8 @@ class Carrier:
         reason = int.from_bytes(self.kvm.shared[_REASON], "little")
         io = RUN_IO.unpack_from(self.kvm.shared, RUN_UNION)[:4]
         if reason == EXIT_IO:
-            self._complete()
-        context = Context(self._get())
+            self.kvm.complete()
+        context = Context(self.get())
         stop = read_stop(reason, io, context, guest.memory)
         self._traced |= _may_have_traced(stop, context)
         guest.context = context
@@ -119,15 +119,8 @@ class Carrier:
         guest.pkru = self.exchange.pkru(self.image)
         return stop, self.exchange.save(guest.vso, self.image)
 
-    def _complete(self) -> None:
-        """Let KVM finish the port write: until then rip is the instruction's (api.rst, struct kvm_run)."""
-        self.kvm.immediate_exit = True
-        try:
-            self.kvm.run()
-        finally:
-            self.kvm.immediate_exit = False
-
-    def _put(self, data: bytearray) -> None:
+    def put(self, data: bytearray) -> None:
+        """Set general, segment and control registers and pending events, at the latest when it is run."""
         data[APIC_BASE] = self._apic_base
         data[_EVENTS_FLAGS] |= self._events_valid
         if self.synced:
@@ -138,7 +131,8 @@ class Carrier:
             self.kvm.set_sregs(data[SREGS : SREGS + SREGS_SIZE])
             self.kvm.set_events(data[EVENTS:])
 
-    def _get(self) -> bytearray:
+    def get(self) -> bytearray:
+        """Return them, as they were when it was last run."""
         if self.synced:
             return bytearray(self.kvm.shared[_SYNC])
         return self.kvm.regs() + self.kvm.sregs() + self.kvm.events()
@@ -171,6 +165,11 @@ class CarrierPool:
     def made(self) -> int:
         """How many KVM vCPUs there are."""
         return self._made
+
+    def free_images(self) -> list[bytearray]:
+        """Return what carriers hold of states that nobody has borrowed: nothing, if wiping works."""
+        with self._changed:
+            return [carrier.image for carrier in self._free]
 
     def borrow(self, wait: float) -> Carrier | None:
         """Return a carrier, or None where none is free for ``wait`` seconds.

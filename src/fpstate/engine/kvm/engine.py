@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterator
 
 from fpstate.arch.component import (
     AMX,
@@ -30,6 +31,7 @@ from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import blocked_in_guests, tick_signal
 from fpstate.engine.kvm.tile_denial import denial, uses_tiles
+from fpstate.engine.kvm.tile_watch import TileWatch
 from fpstate.engine.kvm.vcpu import Machine
 from fpstate.engine.memory import DEFAULT_MEMORY
 from fpstate.errors import FpStateError, UnsupportedHere, VsoError
@@ -134,6 +136,8 @@ class KvmEngine:
         guest = self._guest(vso, program, block, memory_size)
         if self._withheld and uses_tiles(program, enforced=self.keeps_residents):
             guest.decide(denial(self.manager, vso, program.name, self.managed))
+        elif self._withheld and not self.keeps_residents:
+            guest.watch = TileWatch.of(program)
         return guest
 
     def small_guest(self, program: Program) -> KvmGuest:
@@ -167,6 +171,11 @@ class KvmEngine:
         except BaseException:
             self.manager.free(vso)
             raise
+
+    def scratch(self) -> Iterator[tuple[str, bytearray]]:
+        """Yield the images of the KVM vCPUs that carry no guest."""
+        for image in self.carriers.free_images():
+            yield "an exchange image", image
 
     def close(self) -> None:
         """Close the virtual machine and its memory; may be called again. No queue may be running."""

@@ -15,6 +15,8 @@ from fpstate.vso.vso import Vso
 if TYPE_CHECKING:
     from fpstate.engine.kvm.carrier import Carrier
     from fpstate.engine.kvm.engine import KvmEngine
+    from fpstate.engine.kvm.tile_watch import TileWatch
+    from fpstate.engine.kvm.trap import Stop
 
 
 class KvmGuest:
@@ -43,6 +45,9 @@ class KvmGuest:
         self.stalls = 0
         self.stays = 0
         self.used_ns = 0
+        self.saved: tuple[Stop, bool] | None = None
+        """What ``Carrier.save`` said of the last slice, until it is settled."""
+        self.watch: TileWatch | None = None
 
     @property
     def memory(self) -> GuestSpace:

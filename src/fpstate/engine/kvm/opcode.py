@@ -26,6 +26,13 @@ _LDTILECFG: Final = re.compile(
     rb"\xC4[\x02\x22\x42\x62\x82\xA2\xC2\xE2]\x78\x49[\x00-\x07\x40-\x47\x80-\x87]"
 )
 """VEX.128.NP.0F38.W0 49 with a memory operand, any base and index."""
+_LOADS_TILES: Final = re.compile(
+    _LDTILECFG.pattern
+    + rb"|\x62[\x00-\xFF][\x00-\x7F][\x00-\xFF]\x49[\x00-\x07\x40-\x47\x80-\x87]"
+    + rb"|\x0F\xAE[\x28-\x2F\x68-\x6F\xA8-\xAF]",
+    re.DOTALL,
+)
+"""LDTILECFG, also as EVEX has it with APX, and XRSTOR: nothing else at CPL 3 puts a configuration or tiles in use."""
 
 
 def denied_component(code: bytes, xcr0: int) -> int | None:
@@ -38,6 +45,11 @@ def denied_component(code: bytes, xcr0: int) -> int | None:
 def loads_tile_configuration(code: bytes) -> bool:
     """Whether LDTILECFG stands anywhere in some code, without which a program can use no tile."""
     return _LDTILECFG.search(code) is not None
+
+
+def can_load_tiles(code: bytes) -> bool:
+    """Whether an instruction that can put tiles in use stands anywhere in some code, aligned or not."""
+    return _LOADS_TILES.search(code) is not None
 
 
 def _needed(code: bytes) -> int:

@@ -13,9 +13,10 @@ from fpstate.engine.kvm.abi import EXIT_INTR
 from fpstate.engine.kvm.carrier import Carrier
 from fpstate.engine.kvm.guest import KvmGuest
 from fpstate.engine.kvm.ticker import Ticker
+from fpstate.engine.kvm.tile_watch import TileWatch, context_switches, xinuse_of
 from fpstate.engine.kvm.trap import Stop, Why, behind_breakpoint
-from fpstate.engine.kvm.verdict import exit_of, refusal
-from fpstate.errors import FpStateError, PoolExhausted, VsoError
+from fpstate.engine.kvm.verdict import exit_of, refusal, unexpected
+from fpstate.errors import FpStateError, PermissionDenied, PoolExhausted, VsoError
 from fpstate.vso.scheduler import RunReport
 from fpstate.vso.vcpu import Exit, ExitKind
 
@@ -158,7 +159,9 @@ class KvmQueue:
         if self._left_at:
             self._samples.append(started - self._left_at)
         carrier.prepare()
+        guest.saved = None
         guest.entered = True
+        switched = context_switches() if guest.watch else 0
         ran = time.thread_time_ns()
         try:
             carrier.run()
@@ -168,18 +171,24 @@ class KvmQueue:
             self._left_at = time.perf_counter_ns()
             if carrier.kvm.exit_reason == EXIT_INTR:
                 ticker.forget()
+            if guest.watch:
+                guest.watch.unseen |= context_switches() != switched
 
     def _settle(self, carrier: Carrier, guest: KvmGuest) -> None:
         """Save a guest that was entered, and decide whether it ended; may be done again from the start."""
         before = guest.context.general
-        stop, slack = carrier.save(guest)
-        self._saves += 1
+        if guest.saved is None:  # else an interrupt came after it, and the KVM vCPU may have other registers
+            guest.saved = carrier.save(guest)
+            self._saves += 1
+        stop, slack = guest.saved
         # Entering takes longer than a short quantum where KVM has page tables to shadow: each needs time to get on.
         stalled = stop.why is Why.PREEMPTED and guest.context.general == before
         guest.stalls = guest.stalls + 1 if stalled else 0
         staying = stop.why is Why.PREEMPTED and behind_breakpoint(guest.context, guest.memory)
         guest.stays = guest.stays + 1 if staying and guest.stays < _MOST_STAYS else 0
         guest.slack = guest.slack + 1 if slack else 0
+        if guest.watch and stop.why is not Why.UNEXPECTED:
+            self._look_for_tiles(guest.watch, carrier, guest)
         ended = self._exit_of(stop, carrier, guest)
         if ended:
             guest.decide(ended)
@@ -188,6 +197,26 @@ class KvmQueue:
         if not ended and shrink_after and guest.slack >= shrink_after:
             self.engine.manager.park(guest.vso)
             guest.slack = 0
+
+    def _look_for_tiles(self, watch: TileWatch, carrier: Carrier, guest: KvmGuest) -> None:
+        """Raise PermissionDenied where a guest has used tiles that this KVM does not keep.
+
+        One that stays on its KVM vCPU keeps TILECFG too, so that the next look finds it; unless it is released before.
+        """
+        if guest.stays:
+            watch.unseen = True
+            return
+        resident, carrier.resident = carrier.resident, None
+        found = xinuse_of(carrier, guest.memory, guest.context["cr4"], self.engine.tick)
+        carrier.put(guest.context.data)
+        carrier.resident = resident
+        if found.why is not Why.LEFT:
+            raise unexpected(found, guest)
+        try:
+            watch.check(found.operation, guest.memory, guest.name, self.engine.managed)
+        except PermissionDenied:
+            self.engine.manager.count_denial()
+            raise
 
     def _conclude(self, guest: KvmGuest) -> KvmGuest | None:
         if guest.ending:

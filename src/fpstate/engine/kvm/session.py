@@ -18,7 +18,7 @@ from fpstate.engine.kvm.abi import (
 )
 from fpstate.engine.kvm.arena import Arena
 from fpstate.engine.kvm.checkpoint import checkpoint_of, context_for, space_for
-from fpstate.engine.kvm.context import EVENTS, SREGS, Context
+from fpstate.engine.kvm.context import APIC_BASE, EVENTS, SREGS, Context
 from fpstate.engine.kvm.cpuid import cr4_bits
 from fpstate.engine.kvm.destination import Destination
 from fpstate.engine.kvm.device import Device
@@ -27,11 +27,12 @@ from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import Ticker, blocked_in_guests, tick_signal
 from fpstate.engine.kvm.tile_denial import uses_tiles
+from fpstate.engine.kvm.tile_watch import TileWatch, context_switches, xinuse_of
 from fpstate.engine.kvm.transfer import LoadReport, load, save
-from fpstate.engine.kvm.trap import Stop, Why, read_stop
-from fpstate.engine.kvm.vcpu import Machine
+from fpstate.engine.kvm.trap import Stop, Why, behind_breakpoint, read_stop
+from fpstate.engine.kvm.vcpu import KvmVcpu, Machine
 from fpstate.engine.memory import DEFAULT_MEMORY
-from fpstate.errors import PermissionRequestError, ProgramError, UnsupportedHere, VsoError
+from fpstate.errors import PermissionDenied, PermissionRequestError, ProgramError, UnsupportedHere, VsoError
 from fpstate.program.block import YIELD, Block
 from fpstate.program.load import Program
 from fpstate.source.checkpoint import SavedState
@@ -59,6 +60,7 @@ class Session:
         self.space: GuestSpace | None = None
         self.context = Context()
         self.name = ""
+        self._watch: TileWatch | None = None
         try:
             self._open()
         except BaseException:
@@ -112,6 +114,7 @@ class Session:
             raise UnsupportedHere(
                 f"{program.name} needs {mask_text(AMX)}, which guests of this KVM do not have"
             )
+        self._watch = TileWatch.of(program) if self._withheld else None
         block = Block(seed=seed, argument=argument, features=self.features)
         if clean:
             reset(self.vcpu, destination=self.destination)
@@ -130,7 +133,8 @@ class Session:
     def run(self, nanoseconds: int) -> Stop:
         """Run the guest for so long, or until it leaves by itself; the signals of this thread wait until then.
 
-        A tick that comes in an exception handler, or on the way to one, counts when the guest is out of it.
+        A tick that comes in an exception handler, or on the way to one, counts when the guest is out of it. Raises
+        UnsupportedHere where the guest had tiles that the processor has and guests do not: they are lost.
         """
         stop = self._slice(nanoseconds)
         for shift in range(_SLICES_OUT):
@@ -178,6 +182,7 @@ class Session:
             raise
         self._drop()
         self.space, self.name = space, checkpoint.program
+        self._watch = TileWatch(None) if self._withheld else None
         for step in (reset_debug, reset_events):
             step(self.vcpu, self.destination)
         self._set_context(context_for(checkpoint, space, self._cr4))
@@ -215,19 +220,38 @@ class Session:
     def _enter(self) -> Stop:
         """Run once, finish what the exit left open, and read why it came."""
         space = self._guest()
+        switched = context_switches() if self._watch else 0
         reason = self.vcpu.run()
+        if self._watch:
+            self._watch.unseen |= context_switches() != switched
         io = RUN_IO.unpack_from(self.vcpu.shared, RUN_UNION)[:4]
         if reason == EXIT_IO:
-            self.vcpu.immediate_exit = True
-            try:
-                self.vcpu.run()
-            finally:
-                self.vcpu.immediate_exit = False
-        self._get_context()
+            self.vcpu.complete()
+        self.context.data[:] = self.get()
         stop = read_stop(reason, io, self.context, space)
         if reason == EXIT_IO:
             self._set_context(self.context)
+        if self._watch:
+            self._look_for_tiles(self._watch, stop)
         return stop
+
+    def _look_for_tiles(self, watch: TileWatch, stop: Stop) -> None:
+        space = self._guest()
+        if stop.why is Why.PREEMPTED and behind_breakpoint(self.context, space):
+            watch.unseen = True  # the vCPU may be about to take a #BP that KVM does not tell
+            return
+        context = self.context
+        try:
+            found = xinuse_of(self, space, self._cr4, self._tick)
+        finally:
+            self._set_context(context)
+        try:
+            xinuse = (
+                found.operation if found.why is Why.LEFT else 0
+            )  # XGETBV may fault where XCR0 is enforced
+            watch.check(xinuse, space, self.name, self.features)
+        except PermissionDenied as error:
+            raise UnsupportedHere(str(error), help=error.help) from error
 
     def _slice(self, nanoseconds: int) -> Stop:
         with Ticker(self._tick) as ticker:
@@ -239,21 +263,24 @@ class Session:
         """Whether the guest is in its own code, and no exception of it waits (exception.injected of its events)."""
         return self.context.cpl == 3 and not self.context.delivering
 
-    def _get_context(self) -> None:
-        data = self.context.data
-        data[:REGS_SIZE] = self.vcpu.regs()
-        data[SREGS : SREGS + SREGS_SIZE] = self.vcpu.sregs()
-        data[EVENTS:] = self.vcpu.events()
+    @property
+    def kvm(self) -> KvmVcpu:
+        """The vCPU, as ``xinuse_of`` names it."""
+        return self.vcpu
+
+    def get(self) -> bytearray:
+        """Return the vCPU's general, segment and control registers and pending events."""
+        return self.vcpu.regs() + self.vcpu.sregs() + self.vcpu.events()
+
+    def put(self, data: bytearray) -> None:
+        """Set them."""
+        data[APIC_BASE] = (self.vcpu.regs() + self.vcpu.sregs())[APIC_BASE]
+        self.vcpu.set_sregs(data[SREGS : SREGS + SREGS_SIZE])
+        self.vcpu.set_regs(data[:REGS_SIZE])
+        self.vcpu.set_events(data[EVENTS:])  # or an exception that KVM injects would meet the next guest
 
     def _set_context(self, context: Context) -> None:
-        there = Context()
-        there.data[SREGS : SREGS + SREGS_SIZE] = self.vcpu.sregs()
-        context["apic_base"] = there["apic_base"]
-        self.vcpu.set_sregs(context.data[SREGS : SREGS + SREGS_SIZE])
-        self.vcpu.set_regs(context.data[:REGS_SIZE])
-        self.vcpu.set_events(
-            context.data[EVENTS:]
-        )  # or an exception that KVM injects would meet the next guest
+        self.put(context.data)
         self.context = context
 
 

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 from fpstate.engine.kvm.arena import Arena, Piece
 from fpstate.engine.kvm.paging import NO_EXECUTE, USER, WRITABLE, Mapping, page_tables, table_pages
-from fpstate.engine.kvm.supervisor import EXIT_ROUTINE, STACK_PAGE, mappings
+from fpstate.engine.kvm.supervisor import EXIT_CODE, EXIT_ROUTINE, STACK_PAGE, mappings
 from fpstate.engine.memory import PAGE_SIZE, WORD, page_rights, pages, room_for_stack
 from fpstate.errors import PoolExhausted, ProgramError
-from fpstate.program.block import BLOCK_SIZE, ENTRY_RSP_MODULO, OUT_INSTRUCTION, Block
+from fpstate.program.block import BLOCK_SIZE, ENTRY_RSP_MODULO, Block
 from fpstate.program.load import Program
 
 START = 1 << 20
 """The virtual address of the lowest byte of the stack."""
 MEMORY_MAXIMUM = 1 << 30
-_RETURN = b"\xc3"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,10 +84,14 @@ class GuestSpace:
         """Return bytes of the exception stack."""
         return self.piece.read(self.own - PAGE_SIZE + address - STACK_PAGE, size)
 
+    def put_exception_frame(self, address: int, data: bytes) -> None:
+        """Write bytes of the exception stack."""
+        self.piece.write(self.own - PAGE_SIZE + address - STACK_PAGE, data)
+
     def code(self, address: int, size: int) -> bytes:
         """Return up to ``size`` bytes of what the guest executes at an address; none where it has no memory."""
         if address >= EXIT_ROUTINE and address < EXIT_ROUTINE + PAGE_SIZE:
-            return (OUT_INSTRUCTION + _RETURN)[address - EXIT_ROUTINE :][:size]
+            return EXIT_CODE[address - EXIT_ROUTINE :][:size]
         offset = address - START
         return (
             self.piece.read(self.own + offset, min(size, self.size - offset))

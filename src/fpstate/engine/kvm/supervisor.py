@@ -21,6 +21,8 @@ IDT_PAGE: Final = 0x41000
 HANDLERS_PAGE: Final = 0x42000
 GS_PAGE: Final = 0x43000
 EXIT_ROUTINE: Final = 0x44000
+XINUSE_ROUTINE: Final = EXIT_ROUTINE + 0x10
+"""Leaves with XINUSE in EAX; the engine enters it after a guest, and it does a guest no harm."""
 STACK_PAGE: Final = 0x46000
 """The exception stack: each guest has a page of its own here, which it cannot reach."""
 STACK_TOP: Final = STACK_PAGE + PAGE_SIZE
@@ -46,12 +48,16 @@ _TSS_LIMIT = _TSS_SIZE + _BITMAP_SIZE - 1
 _RSP0, _BITMAP_BASE = 4, 102
 """Offsets in the 64-bit TSS (SDM vol. 3, 8.7)."""
 
+EXIT_CODE: Final = (OUT_INSTRUCTION + b"\xc3").ljust(XINUSE_ROUTINE - EXIT_ROUTINE, b"\0") + (
+    b"\xb9\x01\0\0\0\x0f\x01\xd0" + OUT_INSTRUCTION
+)
+"""The exit routine; behind it mov $1, %ecx; xgetbv; out %eax, $PORT."""
 SHARED_SIZE: Final = EXIT_ROUTINE + PAGE_SIZE - TABLES_PAGE
 
 
 def shared_pages() -> bytes:
     """Return the pages from TABLES_PAGE to the exit routine, the same for all guests."""
-    pages = (_descriptor_tables(), _gates(), _HANDLER * _VECTORS, _gs_page(), OUT_INSTRUCTION + b"\xc3")
+    pages = (_descriptor_tables(), _gates(), _HANDLER * _VECTORS, _gs_page(), EXIT_CODE)
     return b"".join(page.ljust(PAGE_SIZE, b"\0") for page in pages)
 
 

@@ -7,16 +7,23 @@ All signals are blocked while a thread runs guests. KVM_SET_SIGNAL_MASK lets the
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import threading
 from types import TracebackType
+
+from fpstate.errors import TimerRefused
 
 _CLOCK_MONOTONIC, _SIGEV_THREAD_ID = 1, 4
 _SECOND = 1_000_000_000
 _EVERY = frozenset(range(1, signal.NSIG))
 _BLOCKABLE = signal.valid_signals()
 """All but the two that the C library keeps for itself."""
+
+
+def drain(tick: int) -> None:
+    """Forget the ticks that came to the calling thread, which blocks them."""
+    while signal.sigtimedwait((tick,), 0) is not None:
+        pass
 
 
 class _SignalEvent(ctypes.Structure):
@@ -43,7 +50,7 @@ def blocked_in_guests(tick: int) -> frozenset[int]:
 
 
 class Ticker:
-    """The calling thread's timer, while in a ``with``. Raises OSError where the kernel gives none."""
+    """The calling thread's timer, while in a ``with``. Raises TimerRefused where the kernel gives none."""
 
     def __init__(self, tick: int) -> None:
         self.tick = tick
@@ -59,11 +66,7 @@ class Ticker:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKABLE)
             if self._libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
-                number = ctypes.get_errno()
-                raise OSError(
-                    number,
-                    f"timer_create: {os.strerror(number)}; each thread that runs guests has a timer (ulimit -i)",
-                )
+                raise TimerRefused(ctypes.get_errno())
             self._made = True
         except BaseException:
             self.__exit__(None, None, None)
@@ -91,5 +94,4 @@ class Ticker:
         self._drain()
 
     def _drain(self) -> None:
-        while signal.sigtimedwait((self.tick,), 0) is not None:
-            pass
+        drain(self.tick)

@@ -18,6 +18,7 @@ from fpstate.engine.kvm.abi import (
     ENABLE_CAP,
     EVENTS_SIZE,
     EXIT_INTR,
+    EXIT_IO,
     FPU_SIZE,
     IOCTLS,
     MEMORY_REGION,
@@ -110,6 +111,7 @@ class KvmVcpu:
         self.has_xsave2 = device.capability("KVM_CAP_XSAVE2") > 0
         self._get_xsave = IOCTLS["KVM_GET_XSAVE2" if self.has_xsave2 else "KVM_GET_XSAVE"]
         self.xsave_size = device.xsave_size
+        self._open = False
         self.file = ioctl(machine.file, "KVM_CREATE_VCPU", number)
         try:
             os.set_inheritable(self.file, False)
@@ -129,13 +131,27 @@ class KvmVcpu:
 
     def run(self) -> int:
         """Enter the guest; returns KVM_EXIT_*, and EXIT_INTR where a signal or immediate_exit kept it out."""
+        self._open = True
         try:
             fcntl.ioctl(self.file, _RUN)
         except InterruptedError:
             return EXIT_INTR  # where immediate_exit is set the kernel leaves exit_reason as it was
         except OSError as error:
             raise KvmError("KVM_RUN", error.errno or 0) from error
-        return self.exit_reason
+        reason = self.exit_reason
+        self._open = reason == EXIT_IO
+        return reason
+
+    def complete(self) -> None:
+        """Let KVM finish what an exit left open, a port write: until then rip is the instruction's (struct kvm_run)."""
+        if not self._open:
+            return
+        self.immediate_exit = True
+        try:
+            self.run()
+            self._open = False
+        finally:
+            self.immediate_exit = False
 
     @property
     def shared(self) -> mmap.mmap:

@@ -26,7 +26,7 @@ def exit_of(stop: Stop, carrier: Carrier, guest: KvmGuest) -> Exit | None:
     """
     match stop.why:
         case Why.UNEXPECTED:
-            return Exit(ExitKind.REFUSED, rip=guest.relative(stop.rip), error=_unexpected(stop, guest))
+            return Exit(ExitKind.REFUSED, rip=guest.relative(stop.rip), error=unexpected(stop, guest))
         case Why.FAULT:
             return _fault(stop, carrier, guest)
         case Why.LEFT if stop.operation != YIELD:
@@ -43,9 +43,10 @@ def refusal(guest: KvmGuest, error: FpStateError) -> Exit:
     return Exit(ExitKind.REFUSED, rip=rip, error=error)
 
 
-def _unexpected(stop: Stop, guest: KvmGuest) -> FpStateError:
+def unexpected(stop: Stop, guest: KvmGuest) -> FpStateError:
+    """Return the error for a stop that no guest should cause."""
     return FpStateError(
-        f"{stop.reason} at {guest.relative(stop.rip):#x}, which no guest of this engine should cause"
+        f"{stop.reason or stop} at {guest.relative(stop.rip):#x}, which no guest of this engine should cause"
     )
 
 

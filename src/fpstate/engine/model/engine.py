@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 from fpstate.arch.component import INDEPENDENT, components_in
@@ -111,6 +112,10 @@ class ModelEngine:
     def queue(self) -> ModelQueue:
         """Return an empty queue for one host thread; it has a modelled processor of its own."""
         return ModelQueue(self)
+
+    def scratch(self) -> Iterator[tuple[str, bytes]]:
+        """States pass through no memory that outlives a switch."""
+        return iter(())
 
     def close(self) -> None:
         """There is nothing to give back."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 from typing import Final
 
-from fpstate.arch.component import LEGACY, Component, mask_of
+from fpstate.arch.component import LEGACY, Component, component_name, components_in, mask_of
+from fpstate.engine.leak import POINTERS_LOST
+from fpstate.engine.model.behaviour import Behaviour, Pointers
 from fpstate.engine.model.context import ModelVcpu
 from fpstate.engine.model.engine import STEP_NS, ModelEngine
 from fpstate.engine.model.pattern import pattern
@@ -59,10 +61,16 @@ class _Audit:
         cpu = engine.manager.config.cpu
         self.words = Canaries(
             {
-                self.owners[vcpu.vso]: pattern(cpu, vcpu.setting.features, vcpu.setting.seed).values()
+                self.owners[vcpu.vso]: pattern(cpu, vcpu.setting.features, vcpu.setting.seed)
                 for vcpu in self.canaries
             }
         )
+        for vcpu in self.canaries:
+            self.report.components |= vcpu.setting.features
+        if (engine.kernel.behaviour or Behaviour.of(cpu)).pointers is not Pointers.KEPT:
+            self.report.unsearched["x87 pointers"] = POINTERS_LOST
+        for component in components_in(engine.managed & ~self.report.components):
+            self.report.unsearched[component_name(component)] = "no script fills it"
 
     def run(self) -> AuditReport:
         """Run all of it."""
@@ -100,30 +108,35 @@ class _Audit:
     def _probe(self) -> None:
         """Start fresh contexts among the others; all registers that they find must be initial."""
         probes = [self.engine.vcpu(SCRIPTS["probe"], argument=1, kind=kind) for kind in Kind]
-        for probe in probes:
-            self.queue.add(probe)
+        self._line_up(probes)
         while any(probe.exit is None for probe in probes):
             self.queue.run_slices(_QUANTUM_NS, len(self.queue))
         for probe in probes:
-            kind = probe.setting.kind.value
-            found = self.words.search_values(f"a fresh {kind}", probe.seen)
-            self.report += found
-            wrong = [name for name, value in probe.seen.items() if value != self._expected(probe, name)]
-            if wrong and not found.leaks:
-                self.report.damaged.append(f"a fresh {kind} finds {wrong[0]} {probe.seen[wrong[0]]:#x}")
+            who = f"a fresh {probe.setting.kind.value}"
+            if not probe.seen:
+                self.report.judge(who, probe.exit)
+                continue
+            initial = {name: self._expected(probe, name) for name in probe.seen}
+            self.report += self.words.search_fresh(who, probe.seen, initial)
+
+    def _line_up(self, probes: list[ModelVcpu]) -> None:
+        """Let each probe follow a canary with everything; after that those follow one another."""
+        living = [vcpu for vcpu in (*self.canaries, *(vcpu for _, vcpu in self.others)) if vcpu.exit is None]
+        living.sort(key=lambda vcpu: -vcpu.setting.features.bit_count() if vcpu in self.canaries else 0)
+        self.queue.clear()
+        for vcpu in (
+            *(each for pair in zip(living, probes, strict=False) for each in pair),
+            *living[len(probes) :],
+        ):
+            self.queue.add(vcpu)
 
     def _check(self) -> None:
-        for vcpu in self.canaries:
-            if problem := self._problem(vcpu.name, vcpu):
-                self.report.damaged.append(f"{self.owners[vcpu.vso]}: {problem}")
-        for name, vcpu in self.others:
-            if problem := self._problem(name, vcpu):
-                self.report.damaged.append(problem)
-
-    def _problem(self, name: str, vcpu: ModelVcpu) -> str | None:
-        if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED or vcpu.block is None:
-            return f"{name}: {vcpu.exit}"
-        return SCRIPTS[name].check(vcpu.block.result, vcpu.setting.seed)
+        named = [(self.owners[vcpu.vso], vcpu) for vcpu in self.canaries]
+        for who, vcpu in (*named, *self.others):
+            if vcpu.exit is None or vcpu.exit.kind is not ExitKind.FINISHED or vcpu.block is None:
+                self.report.judge(who, vcpu.exit)
+            elif problem := SCRIPTS[vcpu.name].check(vcpu.block.result, vcpu.setting.seed):
+                self.report.damaged.append(f"{who}: {problem}")
 
     def _expected(self, probe: ModelVcpu, name: str) -> int:
         """A fresh host has a new program's PKRU, where the kernel enables that: Zen 2 enumerates it for nothing."""

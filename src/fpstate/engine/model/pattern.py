@@ -10,6 +10,7 @@ from typing import Final
 from fpstate.arch.component import LEGACY, components_in
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
+from fpstate.engine.model.behaviour import Behaviour, Pointers
 from fpstate.engine.model.name import components_of
 from fpstate.image import Image, initial_value
 from fpstate.image.register import REGISTERS, register_named
@@ -18,8 +19,10 @@ from fpstate.program.expected.splitmix import stream
 Words = Iterator[int]
 
 POINTERS: Final = frozenset({"fop", "fip", "fdp"})
-"""No state while no unmasked x87 exception is pending: AMD's processors lose them."""
+"""No state where a processor loses them while no unmasked x87 exception is pending, as AMD's do."""
 _WORD: Final = 8
+_FOP_BITS: Final = 0x7FF
+_CANONICAL: Final = 17
 _PKRU_BITS: Final = 0xFFFF_FFFC
 _PASID: Final = 1 << 31
 _ROWS, _ROW_BYTES, _TILES = 16, 64, 8
@@ -27,10 +30,11 @@ _ROWS, _ROW_BYTES, _TILES = 16, 64, 8
 
 @lru_cache(maxsize=64)
 def registers_of(cpu: Cpu, features: int) -> tuple[str, ...]:
-    """Return the registers of these components by their widest names, each once; x87's pointers left out."""
+    """Return the registers of these components by their widest names, each once; x87's pointers if they are kept."""
+    lost = frozenset() if Behaviour.of(cpu).pointers is Pointers.KEPT else POINTERS
     layout = Layout.compacted(cpu, features | LEGACY)
     names = Image.initial(layout).registers.names(widest=True)
-    return tuple(name for name in names if name not in POINTERS and components_of(name) & ~features == 0)
+    return tuple(name for name in names if name not in lost and components_of(name) & ~features == 0)
 
 
 @lru_cache(maxsize=256)
@@ -87,6 +91,8 @@ _SPECIAL: Final[Mapping[str, Callable[[Words], int]]] = MappingProxyType(
         "fstat": lambda words: next(words) & 0x4700,
         "ftag_abridged": lambda words: 0xFF,
         "mxcsr": lambda words: 0x1F80 | next(words) & 0x603F,
+        "fop": lambda words: next(words) & _FOP_BITS,
+        **dict.fromkeys(("fip", "fdp"), lambda words: next(words) >> _CANONICAL),
         "pkru": lambda words: next(words) & _PKRU_BITS,
         "pasid": lambda words: _PASID | next(words) & 0xF_FFFF,
         "u_cet": lambda words: next(words) & ~0xFFF | 1,

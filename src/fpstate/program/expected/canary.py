@@ -11,6 +11,8 @@ from fpstate.program.expected.splitmix import stream
 
 GENERAL = ("rbx", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
 CONTROL = ("fcw", "fsw", "ftw", "mxcsr")
+POINTERS = ("fop", "fip", "fdp")
+"""Compared where the processor keeps them although no exception is pending."""
 STACK = tuple(f"st{index}" for index in range(8))
 OPMASKS = tuple(f"k{index}" for index in range(8))
 VECTORS = 32
@@ -22,7 +24,8 @@ TILECFG_SLOT = PKRU_SLOT + 1
 FIRST_ROW = TILECFG_SLOT + 1
 """The first row of the first tile: each row of 64 bytes is a slot."""
 TILES, TILE_ROWS, ROW = 8, 16, 64
-SLOT_COUNT = FIRST_ROW + TILES * TILE_ROWS
+FIRST_POINTER = FIRST_ROW + TILES * TILE_ROWS
+SLOT_COUNT = FIRST_POINTER + len(POINTERS)
 
 FIELDS = (
     ("iterations", 0, 8),
@@ -32,11 +35,17 @@ FIELDS = (
     ("what it held", 64, 64),
 )
 NONE = (1 << 64) - 1
+IGNORED = ((32, 8),)
+"""What the processor decides."""
 
 _RESULT = struct.Struct("<4Q32x64s")
 _PKRU_WORD = 10 + 1 + 2 * 8 + 8 + 8 * VECTORS
-_SHAPE_WORD, _FIRST_TILE_WORD = _PKRU_WORD + 1, _PKRU_WORD + 2
+_SHAPE_WORD, _POINTER_WORD = _PKRU_WORD + 1, _PKRU_WORD + 2
+_FIRST_TILE_WORD = _POINTER_WORD + len(POINTERS)
 _WORDS = _FIRST_TILE_WORD + TILES * TILE_ROWS * ROW // 8
+_FOP_BITS = 0x7FF
+_CANONICAL = 17
+"""Bits that an address below 2**47 lacks: processors keep 48 bits of FIP and FDP."""
 _OPEN_KEY = 3
 """The bits of PKRU that close key 0, which is that of a program's own memory."""
 
@@ -60,6 +69,8 @@ def _pattern(seed: int, features: int) -> dict[str, int]:
     registers["fsw"] = (control >> 16) & 0x7F3F
     registers["ftw"] = 0xFF
     registers["mxcsr"] = 0x1F80 | ((control >> 32) & 0xE07F)
+    opcode, instruction, operand = drawn[_POINTER_WORD:][: len(POINTERS)]
+    registers |= {"fop": opcode & _FOP_BITS, "fip": instruction >> _CANONICAL, "fdp": operand >> _CANONICAL}
     for name in STACK:
         significand = next(words) | 1 << 63
         registers[name] = ((next(words) & 0xBFFF) | 1) << 64 | significand
@@ -114,12 +125,19 @@ def slot_name(slot: int, features: int = KNOWN_FEATURES) -> str:
     """The register of a slot number in the result."""
     if slot < FIRST_VECTOR:
         return SLOTS[slot]
+    if slot >= FIRST_POINTER:
+        return POINTERS[slot - FIRST_POINTER]
     if slot >= FIRST_ROW:
         tile, row = divmod(slot - FIRST_ROW, TILE_ROWS)
         return f"tmm{tile} row {row}"
     if slot >= PKRU_SLOT:
         return "pkru" if slot == PKRU_SLOT else "tilecfg"
     return f"{vector_kind(features)[0]}{slot - FIRST_VECTOR}"
+
+
+def pointers_compared(result: bytes) -> bool:
+    """Whether a canary that ended kept x87's pointers too; it cannot where the processor loses them."""
+    return bool(int.from_bytes(result[32:40], "little"))
 
 
 def answer(seed: int, argument: int, features: int) -> bytes:

@@ -31,6 +31,9 @@ FIELDS = (
     *((f"st{index}", _ST0 + 10 * index, 10) for index in range(8)),
     *((f"k{index}", _OPMASK + 8 * index, 8) for index in range(8)),
     ("pkru", _PKRU, 4),
+    ("fip", 344, 8),
+    ("fdp", 352, 8),
+    ("fop", 360, 2),
     *((f"vector {index}", _CHOSEN + 64 * index, 64) for index in range(16)),
     ("tilecfg", _TILECFG, 64),
 )
@@ -40,7 +43,7 @@ _OPTIONAL = {"pkru": PKRU, "tilecfg": TILECFG} | {f"k{index}": OPMASK for index 
 PLACED = ((16 + 8 * 4, 8), (16 + 8 * 7, 8))
 """Offset and size of rsp and rdi, which say where the host put things."""
 IGNORED = (*PLACED, (_X87 + 2, 2), (_X87 + 6, 2), (_X87 + 10, 18))
-"""Those, and the padding and the pointers of the FNSAVE image."""
+"""Those, and the padding of the FNSAVE image and its pointers, of which it has half."""
 
 
 def arguments(features: int) -> range:
