@@ -43,7 +43,7 @@ def test_an_interrupt_at_an_import_is_130_and_nothing_is_said(native, arguments,
     log = tmp_path / "log"
     count = moments("import", log, arguments)
     assert count > 50
-    for number in range(count) if LONG else chosen(count, 8):
+    for number in range(count) if LONG else chosen(count, 5):
         done = command("import", number, log, arguments)
         assert log.read_text() == "sent"
         assert (done.returncode, done.stderr) == (130, ""), number
@@ -57,14 +57,14 @@ def test_without_the_first_lines_there_is_a_traceback(tmp_path):
 
 @pytest.mark.parametrize("engine", ["native", "kvm", "model"])
 def test_an_interrupt_at_any_call_of_a_run_is_130(native, engine, tmp_path):
-    """Four moments in CI, 40 with FPSTATE_LONG=1, from the first call of a function to near the last."""
+    """Three moments in CI, 40 with FPSTATE_LONG=1, from the first call of a function to near the last."""
     if engine == "kvm" and (absent := missing_for_kvm()):
         pytest.skip(absent)
     arguments, log = [*RUN, "--engine", engine], tmp_path / "log"
     if engine == "model":
         arguments = ["run", "--no-audit", "--engine", "model", "--vcpus", "20"]
     count = moments("call", log, arguments)
-    for number in chosen(count * 9 // 10, 40 if LONG else 4):
+    for number in chosen(count * 9 // 10, 40 if LONG else 3):
         number = max(number, 1)  # 0 is the call of the first lines themselves
         log.write_text("")
         done = command("call", number, log, arguments)

@@ -30,7 +30,7 @@ VERBS = {
 }
 """Of every verb but ``bench``: one that does its work, or one that says what is wrong."""
 LONG = os.environ.get("FPSTATE_LONG") == "1"
-REDIRECTIONS = ("2>&-", "2>/dev/full", "<&- >&- 2>&-", *(("<&-", ">&-") if LONG else ()))
+REDIRECTIONS = ("2>&-", "<&- >&- 2>&-", *(("2>/dev/full", "<&-", ">&-") if LONG else ()))
 SPEAK = [verb for verb in VERBS if verb not in ("threads", "set", "kvm", "usage", "diff", "convert")]
 ENVIRONMENT = {
     name: value
@@ -92,7 +92,7 @@ def test_an_exit_code_is_that_of_the_verb_whatever_the_streams(verb, state):
             assert state.with_name("out.bin").stat().st_size == state.stat().st_size
 
 
-@pytest.mark.parametrize("verb", SPEAK if LONG else ["run", "show", "help"])
+@pytest.mark.parametrize("verb", SPEAK if LONG else ["show", "help"])
 def test_a_full_disk_and_a_reader_that_is_gone_are_2(verb, state):
     full = run(VERBS[verb], state, ">/dev/full")
     assert_quiet(full)
@@ -109,6 +109,13 @@ def test_a_full_disk_and_a_reader_that_is_gone_are_2(verb, state):
     )  # fmt: skip
     os.close(writer)
     assert (gone.returncode, gone.stderr) == (2, "")
+
+
+@pytest.mark.parametrize("verb", ["diff", "usage", "set"])
+def test_a_message_that_standard_error_does_not_take_changes_nothing(verb, state):
+    usual, full = run(VERBS[verb], state), run(VERBS[verb], state, "2>/dev/full")
+    assert usual.stderr
+    assert (full.returncode, full.stdout) == (usual.returncode, usual.stdout)
 
 
 def test_a_state_for_a_closed_standard_output_is_not_lost_in_silence(state):

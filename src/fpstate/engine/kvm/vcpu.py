@@ -149,9 +149,9 @@ class KvmVcpu:
         self.immediate_exit = True
         try:
             self.run()
-            self._open = False
         finally:
             self.immediate_exit = False
+        self._open = False  # last: who is interrupted here does it again, and no run is left with immediate_exit
 
     @property
     def shared(self) -> mmap.mmap:
