@@ -109,7 +109,7 @@ class _Audit:
         """Start fresh contexts among the others; all registers that they find must be initial."""
         probes = [self.engine.vcpu(SCRIPTS["probe"], argument=1, kind=kind) for kind in Kind]
         self._line_up(probes)
-        while any(probe.exit is None for probe in probes):
+        while any(probe.exit is None for probe in probes) and len(self.queue):
             self.queue.run_slices(_QUANTUM_NS, len(self.queue))
         for probe in probes:
             who = f"a fresh {probe.setting.kind.value}"
@@ -124,10 +124,8 @@ class _Audit:
         living = [vcpu for vcpu in (*self.canaries, *(vcpu for _, vcpu in self.others)) if vcpu.exit is None]
         living.sort(key=lambda vcpu: -vcpu.setting.features.bit_count() if vcpu in self.canaries else 0)
         self.queue.clear()
-        for vcpu in (
-            *(each for pair in zip(living, probes, strict=False) for each in pair),
-            *living[len(probes) :],
-        ):
+        pairs = itertools.zip_longest(living[: len(probes)], probes)
+        for vcpu in (*(each for pair in pairs for each in pair if each), *living[len(probes) :]):
             self.queue.add(vcpu)
 
     def _check(self) -> None:
