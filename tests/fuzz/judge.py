@@ -12,6 +12,7 @@ import re
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -133,10 +134,10 @@ class Judge:
         run, out, err = Run(), _Sink(), _Sink()
         self._work = run.work
         before = _settled(self._trim)
-        started = _seconds()
+        started = time.process_time()
         with _space(PER_BYTE * size), redirect_stdout(out), redirect_stderr(err):
             run.breaks += self._answer(call, run, what)
-        run.seconds = _seconds() - started
+        run.seconds = time.process_time() - started
         run.memory = max(0, _high_water() - before)
         run.out, run.err = out.text, err.text
         run.breaks += _said(run, out, err, what)
@@ -253,11 +254,6 @@ def _high_water() -> int:
         found = re.search(rb"^VmHWM:\s+(\d+) kB", file.read(), re.MULTILINE)
     assert found is not None
     return int(found[1]) << 10
-
-
-def _seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 assert sys.platform == "linux"

@@ -10,7 +10,7 @@ from fpstate.testing.core import layout_note, register_set
 
 from .draw import Draw
 from .placing import placed, times
-from .states import CPUS, altered, image
+from .states import CPUS, PADDING, altered, image
 
 _MACHINES: Final = {"x86-64": (2, 62, 336, 32), "x32": (1, 62, 296, 24), "i386": (1, 3, 144, 24)}
 """ELF class, machine number, size of elf_prstatus and where the thread's number is in it."""
@@ -60,7 +60,7 @@ def _thread(draw: Draw, machine: str) -> bytes:
     state = image(draw, cpu=draw.main)
     data = altered(draw, register_set(state, mxcsr_mask=draw.pick((0xFFFF, 0xFFFF, 0))))
     if draw.chance(6):
-        data = data.ljust(draw.pick(_LARGE), b"\0")
+        data = data.ljust(draw.pick(_LARGE), PADDING)
     found = _note(draw, owner, 1, bytes(status)) + _note(
         draw, "LINUX" if owner == "CORE" else owner, 0x202, data
     )
