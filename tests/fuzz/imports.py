@@ -16,12 +16,24 @@ from typing import Any, Final
 _SOURCE: Final = Path(__file__).parents[2] / "src"
 _CORE: Final = "fpstate._core"
 _PACKAGES: Final = ("arch", "image", "source", "program", "command")
+_FOLLOWED: Final = ("rules", "rule", "lint", "refusal", "convert", "sanitise", "legacy", "show", "check")
 _LEFT_OUT: Final = (
     "fpstate.command.gdb",
     "fpstate.command.bench",
     "fpstate.command.kvm",
     "fpstate.command.run",
 )
+
+
+def unfollowed() -> list[str]:
+    """Modules whose code is not worth following: what registers are made of, and how they are shown, takes the time."""
+    found = []
+    for package in ("image", "command"):
+        folder = _SOURCE / "fpstate" / package
+        found += [
+            f"fpstate.{package}.{path.stem}" for path in folder.glob("*.py") if path.stem not in _FOLLOWED
+        ]
+    return found
 
 
 def import_all() -> None:

@@ -25,6 +25,8 @@ from fpstate.source import inflate, stream
 MEMORY: Final = 64 << 20
 """Bytes that any file may take, and ``PER_BYTE`` for each of its own: the promise of docs/sources.md."""
 PER_BYTE: Final = 4
+_INTERPRETER: Final = 24 << 20
+"""What ``fpstate show`` takes for no file at all: it is part of the promise, and not of what is measured here."""
 _READ_SLACK, _READ_PER_BYTE = 16 << 20, 16
 _INFLATED_SLACK, _PASSES = 64 << 20, 4
 _SECONDS, _SECONDS_PER_BYTE = 4.0, 100e-6
@@ -172,9 +174,9 @@ class Judge:
 
         return counted
 
-    def _counted_pieces(self, compressed: stream.FileStream, codec: str) -> Iterator[bytes]:
+    def _counted_pieces(self, *asked: Any) -> Iterator[bytes]:
         work, this = self._work, 0
-        for piece in self._inflate(compressed, codec):
+        for piece in self._inflate(*asked):
             work.inflated += len(piece)
             this += len(piece)
             work.longest = max(work.longest, this)
@@ -199,7 +201,7 @@ def _said(run: Run, out: _Sink, err: _Sink, what: str) -> Iterator[Break]:
 def _taken(run: Run, size: int, what: str) -> Iterator[Break]:
     """Judge memory, time and work against what a file of this size may take."""
     work = run.work
-    if run.memory > MEMORY + PER_BYTE * size:
+    if run.memory > MEMORY - _INTERPRETER + PER_BYTE * size:
         yield Break("memory", what, f"{run.memory >> 20} MiB for a file of {size} bytes")
     reach = max(size, work.longest)
     if work.read > _READ_SLACK + _READ_PER_BYTE * reach:

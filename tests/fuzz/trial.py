@@ -24,13 +24,13 @@ from fpstate.errors import FpStateError
 from fpstate.program import Program
 from fpstate.program.block import Block
 from fpstate.source.state_file import encode, read_state
-from fpstate.source.stream import MAGICS
 
 _MEMORY: Final = Path("/dev/shm")
 _BEFORE: Final = b"what was there before"
 _GUEST: Final = 1 << 20
 _LOADED_BY: Final = {"std": "xrstor", "compacted": "xrstors", "fxsave": "prxfpreg", "fsave": "fsave"}
 """Who has to take what convert writes, by format."""
+_COMPRESSED: Final = (b"\xfd7zXZ\0", b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd")
 _NOT_ENABLED: Final = "XS009"
 """The rule for components that Linux does not enable: convert writes what was there, such as PT."""
 
@@ -205,7 +205,7 @@ def _thread(made: Made) -> list[str]:
 
 def _begins_otherwise(data: bytes) -> bool:
     """Tell whether an image's first bytes, FCW and FSW, are how compressed files begin: it is read as one then."""
-    return data.startswith(tuple(MAGICS))
+    return data.startswith(_COMPRESSED)
 
 
 def _rule(run: Run) -> str:
