@@ -190,4 +190,5 @@ def _registers(values: Sequence[str]) -> tuple[int, int, int, int]:
 
 
 INTEL = Oracles(OWN / "oracles_intel")
+INTEL_NO_PKRU = Oracles(OWN / "oracles_intel_no_pkru")
 AMD = Oracles(OWN / "oracles_amd")

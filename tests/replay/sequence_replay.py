@@ -90,7 +90,8 @@ class _Replay:
         if recorded:
             pass_through_a_frame(self.processor)
         elif before:
-            self._compare_save(operation, answer["s"], before)
+            came = answer.get("x", self._in_use) & ~self.processor.xgetbv(1)
+            self._compare_save(operation, answer["s"], before, came)
         if answer.get("v") != value:
             raise DisagreementError(f"value {answer.get('v')}, the model says {value}")
         self._open_key_0(answer.get("k"))
@@ -140,14 +141,16 @@ class _Replay:
         for bit in components_in(bits):
             self.counts[f"in-use bit {bit} chosen {recorded >> bit & 1}"] += 1
 
-    def _compare_save(self, operation: Operation, answer: Answer, before: bytes) -> None:
+    def _compare_save(self, operation: Operation, answer: Answer, before: bytes, came: int) -> None:
         area = self._operations.areas[operation[1]]
         if self._is(area, answer, before):
             return
         foretold = bytes(area)
         if "xsaveopt" in operation[0]:
             self._write_what_was_written(operation, answer, before)
-        if not self._is(area, answer, before) and self._follow_header(operation, answer, before, foretold):
+        if not self._is(area, answer, before) and self._follow_header(
+            operation, answer, before, foretold, came
+        ):
             area[:] = before
             self._perform(operation)
         if not self._is(area, answer, before):
@@ -161,27 +164,32 @@ class _Replay:
         self._perform(operation)
         file.info = info
         whole, area[:] = bytes(area), optimised
-        for start, end in self._spans(answer, operation[3]):
+        for start, end in self._spans(answer, before, operation[3]):
             area[start:end] = whole[start:end]
         self.counts["optimisation not taken"] += 1
 
-    def _spans(self, answer: Answer, skew: int) -> list[tuple[int, int]]:
+    def _spans(self, answer: Answer, before: bytes, skew: int) -> list[tuple[int, int]]:
         spans, _ = self.processor.places.standard(self._enabled)
         places = {str(span.component): (span.start + skew, span.end + skew) for span in spans}
         places |= {"0": (32 + skew, 160 + skew), "1": (160 + skew, 416 + skew)}
         found = [places[component] for component in answer.get("c", ())]
-        return [*found, (skew, 24 + skew)] if "l" in answer else found
+        controls = bytes.fromhex(answer["l"])[:24] if "l" in answer else before[skew : 24 + skew]
+        return found if controls == before[skew : 24 + skew] else [*found, (skew, 24 + skew)]
 
-    def _follow_header(self, operation: Operation, answer: Answer, before: bytes, area: bytes) -> bool:
-        """Take bits of XINUSE over from the header, where XGETBV did not show them.
+    def _follow_header(
+        self, operation: Operation, answer: Answer, before: bytes, area: bytes, came: int
+    ) -> bool:
+        """Take bits of XINUSE over from the header, where XGETBV did not show them before.
 
-        An MXCSR other than 1F80H hides bit 1, and outside 64-bit mode saves show the lower registers' bits alone.
+        An MXCSR other than 1F80H hides bit 1, outside 64-bit mode saves show the lower registers' bits alone, and a
+        switch of tasks just before the save may have set bits: ``came``.
         """
         file = self.processor.file
         recorded = answer["h"][0] if "h" in answer else _word(before, 512)
         bits = recorded ^ _word(area, 512)
         lower_alone = operation[0].endswith("@32") and not self.processor.behaviour.upper_in_use
         hidden = (_SSE if file.mxcsr != MXCSR_INIT else 0) | (mask_of(*REACHED) if lower_alone else 0)
+        hidden |= came
         if not bits or bits & ~hidden or self._needed(lower_alone=lower_alone) & bits & ~recorded:
             return False
         if lower_alone:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, Final, NamedTuple, get_args
 
 from fpstate.arch import Cpu, Layout
 from fpstate.arch.component import COMPACTED_BIT, USER_DYNAMIC, component_name, mask_names
 from fpstate.command.finding_report import finding_data, hexadecimal
+from fpstate.command.held_output import HeldOutput, write_json
 from fpstate.command.quantity import bitmap
 from fpstate.command.state_file import write_private
 from fpstate.errors import ImageError, SourceError
@@ -115,19 +116,54 @@ def run(args: argparse.Namespace) -> int:
     """Print the verdicts; raises OSError, SourceError, UnknownCpu, LayoutError, ImageError for a wrong --format."""
     target = _target(args, USER_DYNAMIC if args.amx else 0)
     consumers = [Consumer(args.consumer)] if args.consumer else list(WHOLE_IMAGE)
-    images = [_examined(args, given, consumers, target) for given in _images(args)]
-    fixed = _fix(args, images, target) if args.fix else None
-    out = sys.stderr if args.fix == "-" else sys.stdout
-    if args.json:
-        print(json.dumps(_report(images, target, fixed), indent=2), file=out)
-    else:
-        for image in images:
-            print("\n".join(_text(image)), file=out)
-        if fixed is not None:
-            print("\n".join(_changes(args.fix, fixed)), file=out)
+    fixed: Sanitised | None = None
+    images: Iterable[Examined] = (_examined(args, given, consumers, target) for given in _images(args))
+    if args.fix:
+        images = [_only(args, images)]
+        fixed = _fix(args, images[0], target)
     bad = {Severity.ERROR, Severity.WARNING} if args.strict else {Severity.ERROR}
-    counting = (finding for image in images for finding in image.counting(every=bool(args.consumer)))
-    return int(any(finding.severity in bad for finding in counting))
+    reported = _Counted(images, bad, every=bool(args.consumer))
+    with HeldOutput(sys.stderr if args.fix == "-" else sys.stdout) as out:
+        if args.json:
+            write_json(
+                out,
+                _head(target),
+                "images",
+                map(_image_report, reported),
+                tail=lambda: {"fix": _fix_report(fixed)},
+                indent=2,
+            )
+        else:
+            for image in reported:
+                out.write("".join(f"{line}\n" for line in _text(image)))
+            if fixed is not None:
+                out.write("".join(f"{line}\n" for line in _changes(args.fix, fixed)))
+    return int(reported.found)
+
+
+class _Counted:
+    """Images one by one; ``found`` says afterwards whether one has a finding of those severities."""
+
+    def __init__(self, images: Iterable[Examined], severities: set[Severity], *, every: bool) -> None:
+        self.found = False
+        self._images, self._severities, self._every = images, severities, every
+
+    def __iter__(self) -> Iterator[Examined]:
+        for image in self._images:
+            findings = image.counting(every=self._every)
+            self.found |= any(finding.severity in self._severities for finding in findings)
+            yield image
+
+
+def _only(args: argparse.Namespace, images: Iterable[Examined]) -> Examined:
+    """Return the one image that there is; raises SourceError for more."""
+    first, *others = islice(images, 2)
+    if others:
+        count = 2 + sum(1 for _ in images)
+        raise SourceError(
+            args.image, f"{count} threads, and --fix writes one image", help="name one: --thread"
+        )
+    return first
 
 
 def _target(args: argparse.Namespace, permitted: int) -> Target:
@@ -174,7 +210,7 @@ def _images(args: argparse.Namespace) -> Iterator[Given]:
     with closing(open_stream(args.image)) as stream:
         reader = reader_of(stream)
         if reader is not READERS[-1]:
-            yield from _of_threads(args, reader.threads(stream, maker))
+            yield from _of_threads(args, reader.states(stream, maker))
             return
         data = stream.read_at(0, _LONGEST + 1)
     if len(data) > _LONGEST:
@@ -184,14 +220,17 @@ def _images(args: argparse.Namespace) -> Iterator[Given]:
 
 
 def _of_threads(args: argparse.Namespace, threads: Iterable[ThreadState]) -> Iterator[Given]:
-    chosen = [thread for thread in threads if args.thread in (None, thread.tid)]
-    if not chosen:
+    none = True
+    for thread in threads:
+        if args.thread not in (None, thread.tid):
+            continue
+        none = False
+        name = args.image if thread.tid is None else f"{args.image}:{thread.tid}"
+        yield Given(name, thread.image.to_bytes(), thread.image.layout, of_thread(thread.image.xstate_bv))
+    if none:
         raise SourceError(
             args.image, "no such thread" if args.thread is not None else "no thread with a state"
         )
-    for thread in chosen:
-        name = args.image if thread.tid is None else f"{args.image}:{thread.tid}"
-        yield Given(name, thread.image.to_bytes(), thread.image.layout, of_thread(thread.image.xstate_bv))
 
 
 def _expect_format(data: bytes, expected: str | None) -> None:
@@ -213,14 +252,10 @@ def _layout(data: bytes, maker: Cpu | None) -> Layout | None:
     return made_by.compacted(xcomp_bv) if xcomp_bv & COMPACTED_BIT else made_by.standard
 
 
-def _fix(args: argparse.Namespace, images: list[Examined], guest: Target) -> Sanitised:
-    if len(images) != 1:
-        raise SourceError(
-            args.image, f"{len(images)} threads, and --fix writes one image", help="name one: --thread"
-        )
+def _fix(args: argparse.Namespace, image: Examined, guest: Target) -> Sanitised:
     consumer = Consumer(args.consumer) if args.consumer else Consumer.XRSTOR
-    target = guest if consumer in _GUESTS else images[0].target
-    done = sanitise(images[0].data, consumer, target, layout=images[0].layout, leftovers=args.leftovers)
+    target = guest if consumer in _GUESTS else image.target
+    done = sanitise(image.data, consumer, target, layout=image.layout, leftovers=args.leftovers)
     write_private(args.fix, done.data)
     return done
 
@@ -272,25 +307,28 @@ def _changes(target: str, done: Sanitised) -> Iterator[str]:
         yield f"  {repair.rule}{where}: {repair.message}{values}"
 
 
-def _report(images: list[Examined], target: Target, fixed: Sanitised | None) -> dict[str, Any]:
+def _head(target: Target) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "target": {
             "cpu": target.cpu.name,
             **{name: hex(getattr(target, name)) for name in ("xcr0", "xss", "user_xfeatures", "mxcsr_mask")},
         },
-        "images": [
-            {
-                "name": image.name,
-                "bytes": len(image.data),
-                "user_xfeatures": hex(image.target.user_xfeatures),
-                "tiledata": _tile_use(image.use),
-                "verdicts": [_answer(verdict, findings) for verdict, findings in image.answers],
-            }
-            for image in images
-        ],
-        "fix": None if fixed is None else {"bytes": len(fixed.data), "repairs": _repairs(fixed.repairs)},
     }
+
+
+def _image_report(image: Examined) -> dict[str, Any]:
+    return {
+        "name": image.name,
+        "bytes": len(image.data),
+        "user_xfeatures": hex(image.target.user_xfeatures),
+        "tiledata": _tile_use(image.use),
+        "verdicts": [_answer(verdict, findings) for verdict, findings in image.answers],
+    }
+
+
+def _fix_report(fixed: Sanitised | None) -> dict[str, Any] | None:
+    return None if fixed is None else {"bytes": len(fixed.data), "repairs": _repairs(fixed.repairs)}
 
 
 def _tile_use(use: TileUse | None) -> dict[str, Any] | None:

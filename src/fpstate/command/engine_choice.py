@@ -50,6 +50,7 @@ def _programs(engine: GuestEngine[Any, Any], options: Options) -> Mix[Any]:
         options.program,
         config.cpu,
         offered(engine, options),
+        requestable=engine.offered(_ALL),
         startable=engine.offered(_ALL) | config.user_max.features & AMX,
         format="flat" if options.flat else None,
     )

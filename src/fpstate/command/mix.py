@@ -86,12 +86,19 @@ class Mix(Generic[R]):
 
 
 def choose(
-    names: Sequence[str], cpu: Cpu, usable: int, *, startable: int = 0, format: Format | None
+    names: Sequence[str],
+    cpu: Cpu,
+    usable: int,
+    *,
+    requestable: int = 0,
+    startable: int = 0,
+    format: Format | None,
 ) -> Mix[Program]:
     """Return the mix of these programs, or without any of all built-in ones that can run on a
     processor with the components in ``usable``.
 
-    ``startable``: what the processor has besides. A program that is named may need it: it is then denied. Raises
+    ``requestable``: what would be usable if it were asked for. ``startable``: what the processor has besides. A
+    program that is named may need it: it is then denied. Raises
     ProgramError for a file that cannot be run, UnsupportedHere for a named one that needs more.
     """
     if names:
@@ -101,7 +108,7 @@ def choose(
         missing = builtin.missing(cpu, usable)
         if missing:
             left_out.append(
-                (builtin.name, f"needs {missing}{_how_to_get(builtin.required & ~usable & startable)}")
+                (builtin.name, f"needs {missing}{_how_to_get(builtin.required & ~usable & requestable)}")
             )
         elif builtin.name != "probe":
             chosen.append((builtin.load(), builtin))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from fpstate.arch.component import mask_text
 from fpstate.command import tile_report
+from fpstate.command.held_output import HeldOutput
 from fpstate.command.register_report import Wanted
 
 _GROUP: Final = 16
@@ -20,10 +21,14 @@ _LAYOUT_SOURCES: Final = {
 _HOST_MASK: Final = "SRC010"
 
 
-def render(report: dict[str, Any], wanted: Wanted) -> None:
-    """Print the report."""
-    if not (sys.stdout.isatty() and _draw(report, wanted)):
-        print("\n\n".join("\n".join(_plain(thread, wanted)) for thread in report["threads"]))
+def render(threads: Iterable[dict[str, Any]], wanted: Wanted, out: HeldOutput) -> None:
+    """Print one thread after the other, to ``out`` or on a terminal."""
+    if sys.stdout.isatty() and _draw(threads, wanted):
+        return
+    gap = ""
+    for thread in threads:
+        out.write(gap + "".join(f"{line}\n" for line in _plain(thread, wanted)))
+        gap = "\n"
 
 
 def headline(thread: dict[str, Any]) -> str:
@@ -132,7 +137,7 @@ def _plain(thread: dict[str, Any], wanted: Wanted) -> Iterator[str]:
         yield f"  {name:{width}}  {bits}  {meaning}".rstrip()
 
 
-def _draw(report: dict[str, Any], wanted: Wanted) -> bool:
+def _draw(threads: Iterable[dict[str, Any]], wanted: Wanted) -> bool:
     """Draw on the terminal with rich, which honours NO_COLOR; False where rich is not there."""
     try:
         from rich.console import Console
@@ -141,7 +146,7 @@ def _draw(report: dict[str, Any], wanted: Wanted) -> bool:
         return False
     console = Console(highlight=False, markup=False, emoji=False)
     colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
-    for thread in report["threads"]:
+    for thread in threads:
         console.print(headline(thread), style="bold")
         console.print(f"  {facts(thread)}")
         for finding in thread["findings"]:

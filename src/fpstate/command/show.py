@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from fpstate.errors import LayoutError, RegisterError, SourceError
@@ -15,9 +16,13 @@ from fpstate.source.thread import ThreadState
 if TYPE_CHECKING:
     from fpstate.arch.cpu import Cpu
     from fpstate.arch.layout import Layout
+    from fpstate.command.register_report import Wanted
 
 SCHEMA: Final = "fpstate-show/1"
 _LAYOUT_LIMIT: Final = 1 << 20
+_LISTED: Final = 20
+"""Threads that an error names."""
+_GRAVE: Final = {Severity.ERROR.value, Severity.WARNING.value}
 LANE_TYPES: Final = (
     "hex",
     "f64",
@@ -65,32 +70,60 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the threads; 1 where something about them is wrong or lost. Raises what sources raise."""
-    from fpstate.command.register_report import Wanted, describe
-    from fpstate.source.open import open_source
+    from fpstate.command.held_output import HeldOutput, write_json
+    from fpstate.command.register_report import Wanted
+    from fpstate.source.open import threads_of
 
     layout = None if args.layout is None else _layout(args.layout)
-    states = open_source(args.source, cpu=_cpu(args.cpu), format=args.format, layout=layout)
-    threads = _chosen(states, args.thread, args.source)
-    _check_names(args.register, threads)
     wanted = Wanted(
         all=args.all, names=tuple(args.register), values=not args.no_values, lane_type=args.lane_type
     )
-    report: dict[str, Any] = {
-        "schema": SCHEMA,
-        "source": args.source,
-        "threads": [describe(thread, wanted, views=args.json) for thread in threads],
-    }
-    if args.json:
-        import json
+    for name in args.register:
+        register_named(name)
+    opened = threads_of(args.source, cpu=_cpu(args.cpu), format=args.format, layout=layout)
+    with HeldOutput(sys.stdout) as out, opened as states:
+        threads = _Described(args, wanted, states)
+        if args.json:
+            # Without indentation json is several times as fast; programs do not need any.
+            indent = 1 if sys.stdout.isatty() else None
+            write_json(out, {"schema": SCHEMA, "source": args.source}, "threads", threads, indent=indent)
+        else:
+            from fpstate.command.render import render
 
-        # Without indentation json is several times as fast; programs do not need any.
-        print(json.dumps(report, indent=1 if sys.stdout.isatty() else None))
-    else:
-        from fpstate.command.render import render
+            render(threads, wanted, out)
+    return int(threads.grave)
 
-        render(report, wanted)
-    grave = {Severity.ERROR.value, Severity.WARNING.value}
-    return int(any(item["severity"] in grave for each in report["threads"] for item in each["findings"]))
+
+class _Described:
+    """The threads to show, described one by one; ``grave`` says afterwards whether something about one is wrong."""
+
+    def __init__(self, args: argparse.Namespace, wanted: Wanted, states: Iterable[ThreadState]) -> None:
+        self.grave = False
+        self._args, self._wanted, self._states = args, wanted, states
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield each; raises SourceError where none was chosen, RegisterError for a register that none of them has."""
+        from fpstate.command.register_report import describe
+
+        missing, known = set(self._args.register), list[str]()
+        first: ThreadState | None = None
+        for thread in self._states:
+            if len(known) < _LISTED:
+                known.append("?" if thread.tid is None else str(thread.tid))
+            if self._args.thread not in (None, thread.tid):
+                continue
+            first = first or thread
+            missing -= {name for name in missing if name in thread.image.registers}
+            described = describe(thread, self._wanted, views=self._args.json)
+            self.grave |= any(item["severity"] in _GRAVE for item in described["findings"])
+            yield described
+        if first is None:
+            raise SourceError(
+                self._args.source,
+                f"no thread {self._args.thread}",
+                help=f"threads: {', '.join(known) or 'none'}",
+            )
+        _refuse([name for name in self._args.register if name in missing], first)
 
 
 def _cpu(name: str | None) -> Cpu | None:
@@ -116,21 +149,11 @@ def _layout(path: str) -> Layout:
     return Layout.from_dict(data.get("layout", data) if isinstance(data, dict) else {})
 
 
-def _chosen(threads: list[ThreadState], tid: int | None, source: str) -> list[ThreadState]:
-    chosen = [thread for thread in threads if tid is None or thread.tid == tid]
-    if not chosen:
-        known = ", ".join("?" if thread.tid is None else str(thread.tid) for thread in threads[:20])
-        raise SourceError(source, f"no thread {tid}", help=f"threads: {known or 'none'}")
-    return chosen
-
-
-def _check_names(names: list[str], threads: list[ThreadState]) -> None:
-    """Refuse a register that no thread has: no such name, no room for it, or lost by whoever wrote the source."""
+def _refuse(names: list[str], thread: ThreadState) -> None:
+    """Refuse a register that no thread has: no room for it, or lost by whoever wrote the source."""
     for name in names:
-        if any(name in thread.image.registers for thread in threads):
-            continue
         components = {part.component for part in register_named(name).parts}
-        for finding in threads[0].findings:
+        for finding in thread.findings:
             if finding.component in components:
                 raise RegisterError(name, f"not known. {finding.message}", help=finding.help)
-        threads[0].image.registers.size_of(name)
+        thread.image.registers.size_of(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from fpstate.source.stream import open_stream
 from fpstate.source.thread import ThreadState
 
 _LONGEST: Final = 1 << 20
+_LISTED: Final = 20
+"""Threads that an error names."""
 
 
 def processor(name: str | None) -> Cpu | None:
@@ -38,10 +41,10 @@ def read_state(
     """
     if source.isascii() and source.isdigit():
         return _of_thread(source, open_source(source, cpu=cpu), thread)
-    with closing(open_stream(source)) as stream:
+    with closing(open_stream(source, raw=format is not None)) as stream:
         reader = reader_of(stream)
         if reader is not READERS[-1]:
-            return _of_thread(source, reader.threads(stream, cpu), thread)
+            return _of_thread(source, reader.states(stream, cpu), thread)
         data = stream.read_at(0, _LONGEST + 1)
     if len(data) > _LONGEST:
         raise SourceError(source, f"more than {_LONGEST} bytes are no single state")
@@ -68,14 +71,23 @@ def write_private(target: str, data: bytes) -> None:
     replace_file(path, data)
 
 
-def _of_thread(source: str, threads: list[ThreadState], wanted: int | None) -> Image:
-    chosen = [thread for thread in threads if wanted in (None, thread.tid)]
-    if len(chosen) != 1:
-        tids = ", ".join(str(thread.tid) for thread in threads[:20])
+def _of_thread(source: str, threads: Iterable[ThreadState], wanted: int | None) -> Image:
+    """Return the one thread that is meant; no more than one image is kept while the others go by."""
+    chosen: ThreadState | None = None
+    tids: list[str] = []
+    meant = count = 0
+    for thread in threads:
+        count += 1
+        if len(tids) < _LISTED:
+            tids.append(str(thread.tid))
+        if wanted in (None, thread.tid):
+            meant += 1
+            chosen = chosen or thread
+    if chosen is None or meant != 1:
         raise SourceError(
-            source, f"{len(chosen)} of its {len(threads)} threads were meant", help=f"name one of {tids}"
+            source, f"{meant} of its {count} threads were meant", help=f"name one of {', '.join(tids)}"
         )
-    return _known(source, chosen[0])
+    return _known(source, chosen)
 
 
 def _known(source: str, thread: ThreadState) -> Image:

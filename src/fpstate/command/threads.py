@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from fpstate.arch import Cpu
 from fpstate.arch.component import mask_text
 from fpstate.command.finding_report import finding_data
+from fpstate.command.held_output import HeldOutput, write_json
 from fpstate.command.quantity import duration, nanoseconds
 from fpstate.image import ControlWord, Mxcsr
-from fpstate.source.census import Odd, odd_ones, x87_depth
+from fpstate.source.census import Census, Odd, odd_registers, x87_depth
+from fpstate.source.open import is_process, threads_of
 from fpstate.source.process import Snapshot, UnreadThread, snapshot
 from fpstate.source.thread import ThreadState
 
@@ -43,42 +45,97 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 where threads are odd or could not be read."""
-    live = None
-    if args.source.isascii() and args.source.isdigit():
+    if is_process(args.source):
         live = snapshot(int(args.source), limit=args.limit / 1e9)
-        threads: Sequence[ThreadState] = live.threads
+        report = _Report(args.source, live.threads, live)
+        report.print(json=args.json)
     else:
-        from fpstate.source.open import open_source
-
-        threads = open_source(args.source, cpu=Cpu.catalog(args.cpu) if args.cpu else None)
-    odd = odd_ones(threads)
-    report = describe(args.source, threads, odd, live)
-    if args.json:
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join(table(report)))
-    for thread in report["unread"]:
+        with threads_of(args.source, cpu=Cpu.catalog(args.cpu) if args.cpu else None) as threads:
+            report = _Report(args.source, threads)
+            report.print(json=args.json)
+    for thread in report.unread:
         print(f"fpstate: thread {thread['tid']} {thread['name']}: {thread['reason']}", file=sys.stderr)
-    return 1 if odd or report["unread"] else 0
+    return 1 if report.odd or report.unread else 0
+
+
+class _Report:
+    """Threads that are gone through twice, to count what most have and to print each; none is kept.
+
+    ``threads`` are iterated anew each time. ``odd`` is how many were odd among those that were described.
+    """
+
+    def __init__(self, source: str, threads: Iterable[ThreadState], live: Snapshot | None = None) -> None:
+        self.odd = self.count = 0
+        self.unread = [_describe_unread(each) for each in (live.unread if live else ())]
+        self._source, self._threads, self._live = source, threads, live
+        self._census = Census()
+        self._widths = [len(title) for title in _COLUMNS]
+        self._first: ThreadState | None = None
+
+    def print(self, *, json: bool) -> None:
+        """Print everything, as JSON or as a table."""
+        self._survey(measure=not json)
+        with HeldOutput(sys.stdout) as out:
+            if json:
+                write_json(out, self._head(), "threads", self, tail=self._tail, indent=2)
+                return
+            out.write(_line(_COLUMNS, self._widths))
+            for thread in self:
+                out.write(_line(_row(thread), self._widths))
+            out.write(_summary({**self._head(), **self._tail()}, self.count) + "\n")
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield each thread described."""
+        majorities = self._census.majorities()
+        for index, thread in enumerate(self._threads):
+            odd = odd_registers(index, thread.image, majorities)
+            self.odd += bool(odd)
+            self.count += 1
+            yield _describe_thread(thread, odd)
+
+    def _survey(self, *, measure: bool) -> None:
+        for thread in self._threads:
+            self._first = self._first or replace(thread, findings=())
+            self._census.count(thread.image)
+            if measure:
+                cells = _row(_describe_thread(thread, ()))
+                self._widths = [
+                    max(width, len(cell)) for width, cell in zip(self._widths, cells, strict=True)
+                ]
+        self._widths[0] = 0 if self._census.alike else 1
+
+    def _head(self) -> dict[str, Any]:
+        return _head(self._source, self._first, self._live)
+
+    def _tail(self) -> dict[str, Any]:
+        return {"odd": self.odd, "unread": self.unread}
 
 
 def describe(
     source: str, threads: Sequence[ThreadState], odd: Sequence[Odd], live: Snapshot | None = None
 ) -> dict[str, Any]:
     """Return everything that the verb shows, as JSON-ready data; registers are hexadecimal strings."""
+    by_thread: dict[int, list[Odd]] = {}
+    for each in odd:
+        by_thread.setdefault(each.index, []).append(each)
+    return {
+        **_head(source, threads[0] if threads else None, live),
+        "threads": [
+            _describe_thread(thread, by_thread.get(index, ())) for index, thread in enumerate(threads)
+        ],
+        "odd": len(by_thread),
+        "unread": [_describe_unread(each) for each in (live.unread if live else ())],
+    }
+
+
+def _head(source: str, first: ThreadState | None, live: Snapshot | None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "source": source,
-        "machine": threads[0].machine if threads else None,
-        "layout_source": threads[0].image.layout_source if threads else None,
+        "machine": first.machine if first else None,
+        "layout_source": first.image.layout_source if first else None,
         "stop_ns": round(live.stop * 1e9) if live else None,
         "longest_ns": round(live.longest * 1e9) if live else None,
-        "threads": [
-            _describe_thread(thread, [each for each in odd if each.index == index])
-            for index, thread in enumerate(threads)
-        ],
-        "odd": len({each.index for each in odd}),
-        "unread": [_describe_unread(each) for each in (live.unread if live else ())],
     }
 
 
@@ -144,16 +201,22 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines that show what ``describe`` returned."""
     rows = [_COLUMNS, *(_row(thread) for thread in report["threads"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    for row in rows:
-        cells = (
-            cell.rjust(widths[column]) if column in _RIGHT else cell.ljust(widths[column])
-            for column, cell in enumerate(row)
-        )
-        yield "  ".join(cells).rstrip()
+    yield from (_line(row, widths).removesuffix("\n") for row in rows)
+    yield _summary(report, len(report["threads"]))
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = (
+        cell.rjust(widths[column]) if column in _RIGHT else cell.ljust(widths[column])
+        for column, cell in enumerate(row)
+    )
+    return "  ".join(cells).rstrip() + "\n"
+
+
+def _summary(report: dict[str, Any], count: int) -> str:
     odd = f"{report['odd']} odd" if report["odd"] else "all alike"
     stop = f"; stood still for {duration(report['longest_ns'])}" if report["longest_ns"] else ""
-    count = len(report["threads"])
-    yield f"{count} thread{'s' if count != 1 else ''}, {odd}; layout from: {report['layout_source']}{stop}"
+    return f"{count} thread{'s' if count != 1 else ''}, {odd}; layout from: {report['layout_source']}{stop}"
 
 
 def _row(thread: dict[str, Any]) -> tuple[str, ...]:

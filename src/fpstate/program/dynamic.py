@@ -14,6 +14,14 @@ PT_LOAD: Final = 1
 _PT_DYNAMIC, _PT_INTERP, _PT_TLS = 2, 3, 7
 _DT_NULL, _DT_NEEDED, _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB = 0, 1, 2, 5, 6
 _DT_RELA, _DT_RELASZ, _DT_REL, _DT_RELSZ, _DT_JMPREL, _DT_RELRSZ, _DT_RELR = 7, 8, 17, 18, 23, 35, 36
+_LOOKED_AT: Final = frozenset(
+    (
+        *(_DT_NEEDED, _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_RELA, _DT_RELASZ, _DT_REL, _DT_RELSZ),
+        *(_DT_JMPREL, _DT_RELRSZ, _DT_RELR),
+    )
+)
+_NAMED = 5
+"""Libraries that an error names."""
 _NAME_MAXIMUM = 256
 _SYMBOL_SIZE = 24
 
@@ -71,11 +79,12 @@ class ElfFile:
 def check_dynamic(elf: ElfFile) -> None:
     """Raise ProgramError when the file needs an interpreter, a library, a symbol, TLS or a relocation."""
     entries = _entries(elf)
-    libraries = [elf.text(entries.get(_DT_STRTAB, [0])[0] + offset) for offset in entries.get(_DT_NEEDED, [])]
+    names = entries.get(_DT_STRTAB, [0])[0]
+    libraries = [elf.text(names + offset) for offset in entries.get(_DT_NEEDED, [])]
     for header in elf.headers:
         if header.kind == _PT_INTERP:
             name = elf.data[header.offset : header.offset + min(header.file_size, _NAME_MAXIMUM)]
-            needs = f" and needs {', '.join(libraries[:5])}" if libraries else ""
+            needs = f" and needs {', '.join(libraries)}" if libraries else ""
             interpreter = name.split(b"\0")[0].decode("utf-8", "replace")
             elf.refuse(
                 f"is a dynamic executable: it asks for the interpreter {interpreter}{needs}", _STATIC_PIE
@@ -91,15 +100,21 @@ def check_dynamic(elf: ElfFile) -> None:
 
 
 def _entries(elf: ElfFile) -> dict[int, list[int]]:
+    """Return the first few values of each tag that is looked at; tables that share their bytes are refused."""
     entries: dict[int, list[int]] = {}
+    left = len(elf.data)
     for header in elf.headers:
         if header.kind != _PT_DYNAMIC:
             continue
-        table = elf.data[header.offset : header.offset + header.file_size // 16 * 16]
+        left -= header.file_size
+        if left < 0:
+            elf.refuse("has dynamic tables with more bytes than the file: they overlap", _STATIC_PIE)
+        table = memoryview(elf.data)[header.offset : header.offset + header.file_size // 16 * 16]
         for tag, value in struct.iter_unpack("<QQ", table):
             if tag == _DT_NULL:
                 break
-            entries.setdefault(tag, []).append(value)
+            if tag in _LOOKED_AT and len(values := entries.setdefault(tag, [])) < _NAMED:
+                values.append(value)
     return entries
 
 

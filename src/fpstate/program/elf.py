@@ -123,6 +123,13 @@ def _load_segments(elf: ElfFile) -> tuple[int, tuple[Segment, ...]]:
     base = loads[0].address - loads[0].address % _PAGE
     end = base
     segments = []
+    named = sum(header.file_size for header in loads)
+    if named > len(elf.data):
+        raise ProgramError(
+            elf.path,
+            f"its segments name {named} bytes of a file of {len(elf.data)}: they overlap in the file",
+            help=_DAMAGED,
+        )
     for header in loads:
         if header.file_size > header.memory_size or header.address < end:
             raise ProgramError(

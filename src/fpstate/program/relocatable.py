@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from typing import Any, Final
-
-from elftools.elf.elffile import ELFFile
+from typing import Final
 
 from fpstate.errors import ProgramError
 from fpstate.program.dynamic import RELOCATION_HELP, relocation_name
 from fpstate.program.load import Segment
+from fpstate.program.object_file import SHT_NOBITS, SHT_REL, SHT_RELA, ObjectFile, Section
 
 _SHF_WRITE, _SHF_ALLOC, _SHF_EXECINSTR, _SHF_TLS = 1, 2, 4, 0x400
 _UNREAD_SECTIONS: Final = (".eh_frame", ".note")
@@ -19,25 +17,21 @@ _ENTRY = "_start"
 _LINKER_TABLE = "_GLOBAL_OFFSET_TABLE_"
 _ENTRY_SECTION = ".text.entry"
 _NAMED = 5
-_SYMBOL_SIZE = 24
 
 _STATIC_PIE = "Link it with gcc -static-pie -nostdlib -ffreestanding -fno-stack-protector."
-
-Section = Any
-"""pyelftools is not typed."""
 
 
 def load_relocatable(data: bytes, path: str, maximum: int) -> tuple[tuple[Segment, ...], int]:
     """Segments and entry offset, the allocated sections laid out one after another.
 
-    Raises ProgramError for undefined symbols and relocations, and when more than ``maximum``
-    bytes of memory are asked for.
+    Raises ProgramError for undefined symbols and relocations, when more than ``maximum``
+    bytes of memory are asked for, and for sections that share their bytes in the file.
     """
     try:
-        return _load(data, path, maximum)
+        return _load(ObjectFile(data), path, maximum)
     except ProgramError:
         raise
-    except Exception as error:  # pyelftools lets many kinds through on damaged files
+    except Exception as error:  # what the format does not allow shows in many ways
         raise ProgramError(
             path,
             f"is a damaged object file: {error or type(error).__name__}",
@@ -45,102 +39,97 @@ def load_relocatable(data: bytes, path: str, maximum: int) -> tuple[tuple[Segmen
         ) from error
 
 
-def _load(data: bytes, path: str, maximum: int) -> tuple[tuple[Segment, ...], int]:
-    elf = ELFFile(io.BytesIO(data))
-    sections: list[Section] = list(elf.iter_sections())
-    kept = {index: section for index, section in enumerate(sections) if _is_kept(section)}
-    if not any(section["sh_flags"] & _SHF_EXECINSTR for section in kept.values()):
+def _load(elf: ObjectFile, path: str, maximum: int) -> tuple[tuple[Segment, ...], int]:
+    kept = {index: section for index, section in enumerate(elf.sections) if _is_kept(elf, section)}
+    if not any(section.flags & _SHF_EXECINSTR for section in kept.values()):
         raise ProgramError(path, "has no executable section", help=_STATIC_PIE)
-    symbols = _symbols(sections, len(data))
-    _check_undefined(path, symbols)
-    _check_relocations(path, sections, kept, symbols)
-    offsets = _lay_out(path, kept, maximum, len(data))
+    _check_undefined(path, elf)
+    _check_relocations(path, elf, kept)
+    offsets = _lay_out(path, elf, kept, maximum)
     segments = tuple(
         Segment(
             offset=offsets[index],
-            data=b"" if section["sh_type"] == "SHT_NOBITS" else section.data(),
-            memory_size=section["sh_size"],
-            writable=bool(section["sh_flags"] & _SHF_WRITE),
-            executable=bool(section["sh_flags"] & _SHF_EXECINSTR),
+            data=elf.content(section),
+            memory_size=section.size,
+            writable=bool(section.flags & _SHF_WRITE),
+            executable=bool(section.flags & _SHF_EXECINSTR),
         )
         for index, section in kept.items()
     )
-    return segments, _entry(path, kept, offsets, symbols)
+    return segments, _entry(path, elf, kept, offsets)
 
 
-def _is_kept(section: Section) -> bool:
+def _is_kept(elf: ObjectFile, section: Section) -> bool:
     return bool(
-        section["sh_flags"] & _SHF_ALLOC
-        and section["sh_size"]
-        and not section.name.startswith(_UNREAD_SECTIONS)
+        section.flags & _SHF_ALLOC
+        and section.size
+        and not elf.section_name(section).startswith(_UNREAD_SECTIONS)
     )
 
 
-def _symbols(sections: list[Section], file_size: int) -> list[Section]:
-    for section in sections:
-        if section["sh_type"] == "SHT_SYMTAB":
-            if section["sh_entsize"] != _SYMBOL_SIZE or section["sh_offset"] + section["sh_size"] > file_size:
-                raise ValueError("its symbol table lies outside the file")
-            return list(section.iter_symbols())
-    return []
-
-
-def _check_undefined(path: str, symbols: list[Section]) -> None:
-    undefined = [
-        symbol.name
-        for symbol in symbols
-        if symbol["st_shndx"] == "SHN_UNDEF"
-        and symbol["st_info"]["bind"] != "STB_WEAK"
-        and symbol.name not in ("", _LINKER_TABLE)
-    ]
+def _check_undefined(path: str, elf: ObjectFile) -> None:
+    undefined: list[str] = []
+    more = 0
+    for symbol in elf.symbols():
+        if symbol.section or symbol.weak:
+            continue
+        name = elf.symbol_name(symbol) if symbol.name else ""
+        if name in ("", _LINKER_TABLE):
+            continue
+        if len(undefined) < _NAMED:
+            undefined.append(name)
+        else:
+            more += 1
     if undefined:
-        more = f" and {len(undefined) - _NAMED} more" if len(undefined) > _NAMED else ""
+        rest = f" and {more} more" if more else ""
         raise ProgramError(
             path,
-            f"has undefined symbols: {', '.join(undefined[:_NAMED])}{more}",
+            f"has undefined symbols: {', '.join(undefined)}{rest}",
             help="Define them in the program; there is no C library to take them from.",
         )
 
 
-def _check_relocations(
-    path: str, sections: list[Section], kept: dict[int, Section], symbols: list[Section]
-) -> None:
-    for section in sections:
-        if section["sh_type"] not in ("SHT_RELA", "SHT_REL") or not section["sh_size"]:
+def _check_relocations(path: str, elf: ObjectFile, kept: dict[int, Section]) -> None:
+    for section in elf.sections:
+        if section.type not in (SHT_RELA, SHT_REL) or not section.size:
             continue
-        target = kept.get(section["sh_info"])
+        target = kept.get(section.info)
         if target is None:
             continue
-        relocation = section.get_relocation(0)
-        symbol = symbols[relocation["r_info_sym"]]
-        name = symbol.name
-        if not name and isinstance(symbol["st_shndx"], int):
-            name = sections[symbol["st_shndx"]].name
+        where, kind, index = elf.first_relocation(section)
+        name = elf.symbol_name(elf.symbol(index))
         raise ProgramError(
             path,
-            f"has relocations left, the first {relocation_name(relocation['r_info_type'])} "
-            f"at {relocation['r_offset']:#x} in {target.name}, symbol {name or '(none)'}",
+            f"has relocations left, the first {relocation_name(kind)} "
+            f"at {where:#x} in {elf.section_name(target)}, symbol {name or '(none)'}",
             help=f"{_STATIC_PIE} {RELOCATION_HELP}",
         )
 
 
-def _lay_out(path: str, kept: dict[int, Section], maximum: int, file_size: int) -> dict[int, int]:
+def _lay_out(path: str, elf: ObjectFile, kept: dict[int, Section], maximum: int) -> dict[int, int]:
     offsets = {}
-    end = 0
-    for index, section in _entry_first(kept):
-        if section["sh_flags"] & _SHF_TLS:
+    end, left = 0, len(elf.data)
+    for index, section in _entry_first(elf, kept):
+        name = elf.section_name(section)
+        if section.flags & _SHF_TLS:
             raise ProgramError(
                 path,
-                f"uses thread-local storage ({section.name}), which a vCPU does not have",
+                f"uses thread-local storage ({name}), which a vCPU does not have",
                 help="Use ordinary variables, and compile with -fno-stack-protector.",
             )
-        if section["sh_type"] != "SHT_NOBITS" and section["sh_offset"] + section["sh_size"] > file_size:
-            raise ValueError(f"section {section.name} lies outside the file")
-        alignment = max(section["sh_addralign"], 1)
+        if section.type != SHT_NOBITS:
+            left -= section.size
+            if section.offset + section.size > len(elf.data):
+                raise ValueError(f"section {name} lies outside the file")
+            if left < 0:
+                raise ValueError(
+                    f"its sections have more bytes than the {len(elf.data)} of the file: they overlap"
+                )
+        alignment = max(section.alignment, 1)
         if alignment & (alignment - 1):
-            raise ValueError(f"section {section.name} has alignment {alignment}")
+            raise ValueError(f"section {name} has alignment {alignment}")
         offsets[index] = (end + alignment - 1) & -alignment
-        end = offsets[index] + section["sh_size"]
+        end = offsets[index] + section.size
         if end > maximum:
             raise ProgramError(
                 path,
@@ -150,18 +139,15 @@ def _lay_out(path: str, kept: dict[int, Section], maximum: int, file_size: int) 
     return offsets
 
 
-def _entry_first(kept: dict[int, Section]) -> Iterator[tuple[int, Section]]:
-    return iter(sorted(kept.items(), key=lambda item: item[1].name != _ENTRY_SECTION))
+def _entry_first(elf: ObjectFile, kept: dict[int, Section]) -> Iterator[tuple[int, Section]]:
+    return iter(sorted(kept.items(), key=lambda item: elf.section_name(item[1]) != _ENTRY_SECTION))
 
 
-def _entry(path: str, kept: dict[int, Section], offsets: dict[int, int], symbols: list[Section]) -> int:
-    for symbol in symbols:
-        section = symbol["st_shndx"]
-        if symbol.name == _ENTRY and section in kept:
-            if (
-                not kept[section]["sh_flags"] & _SHF_EXECINSTR
-                or symbol["st_value"] >= kept[section]["sh_size"]
-            ):
+def _entry(path: str, elf: ObjectFile, kept: dict[int, Section], offsets: dict[int, int]) -> int:
+    for symbol in elf.symbols():
+        index = symbol.section
+        if index in kept and symbol.name and elf.symbol_name(symbol) == _ENTRY:
+            if not kept[index].flags & _SHF_EXECINSTR or symbol.value >= kept[index].size:
                 raise ProgramError(path, f"{_ENTRY} is not in executable code", help=_STATIC_PIE)
-            return offsets[section] + int(symbol["st_value"])
-    return min(offsets[index] for index, section in kept.items() if section["sh_flags"] & _SHF_EXECINSTR)
+            return offsets[index] + symbol.value
+    return min(offsets[index] for index, section in kept.items() if section.flags & _SHF_EXECINSTR)

@@ -7,7 +7,7 @@ made after, and so do their results. What every operation leaves behind, the sti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,27 +51,55 @@ _VOTES: Final[tuple[tuple[str, Callable[[Environment], int | None]], ...]] = (
 )
 
 
-def odd_ones(threads: Sequence[ThreadState]) -> list[Odd]:
-    """Return where threads differ from the majority, by thread.
+class Census:
+    """What most threads have, counted one thread after the other; no image is kept.
 
     Each register is voted on apart. Where no value has more threads than every other, the initial value wins
     if it is among the first, else that of the first thread.
     """
-    environments = [Environment.of(thread.image) for thread in threads]
-    found = []
-    for register, value_of in _VOTES:
-        values = {
-            index: value
-            for index, environment in enumerate(environments)
-            if (value := value_of(environment)) is not None
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[int]] = {register: Counter() for register, _ in _VOTES}
+
+    def count(self, image: Image) -> None:
+        """Count one thread's values."""
+        environment = Environment.of(image)
+        for register, value_of in _VOTES:
+            value = value_of(environment)
+            if value is not None:
+                self._counts[register][value] += 1
+
+    def majorities(self) -> dict[str, int]:
+        """Return the value of most threads by register, for those that any thread has."""
+        return {
+            register: _majority(counts, initial_value(register))
+            for register, counts in self._counts.items()
+            if counts
         }
-        if not values:
-            continue
-        majority = _majority(list(values.values()), initial_value(register))
-        found += [
-            Odd(index, register, value, majority) for index, value in values.items() if value != majority
-        ]
-    return sorted(found, key=lambda odd: odd.index)
+
+    @property
+    def alike(self) -> bool:
+        """Whether no thread differs from another."""
+        return all(len(counts) < 2 for counts in self._counts.values())
+
+
+def odd_registers(index: int, image: Image, majorities: Mapping[str, int]) -> list[Odd]:
+    """Return where the thread at ``index`` differs from what most have."""
+    environment = Environment.of(image)
+    return [
+        Odd(index, register, value, majorities[register])
+        for register, value_of in _VOTES
+        if (value := value_of(environment)) is not None and value != majorities.get(register, value)
+    ]
+
+
+def odd_ones(threads: Sequence[ThreadState]) -> list[Odd]:
+    """Return where threads differ from the majority, by thread, as ``Census`` counts it."""
+    census = Census()
+    for thread in threads:
+        census.count(thread.image)
+    majorities = census.majorities()
+    return [odd for index, each in enumerate(threads) for odd in odd_registers(index, each.image, majorities)]
 
 
 def x87_depth(image: Image) -> int | None:
@@ -83,8 +111,7 @@ def x87_depth(image: Image) -> int | None:
     return None if tags is None else tags.bit_count()
 
 
-def _majority(values: list[int], initial: int) -> int:
-    counts = Counter(values)
+def _majority(counts: Counter[int], initial: int) -> int:
     most = max(counts.values())
     first = [value for value, count in counts.items() if count == most]
     return initial if initial in first else first[0]

@@ -7,6 +7,7 @@ Where from: Linux ``fs/binfmt_elf.c`` and ``arch/x86/kernel/fpu/regset.c``; Free
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from fpstate.arch.component import AVX512, HEADER_SIZE, LEGACY, LEGACY_SIZE, MIN_SIZE, Component, mask_of
@@ -15,8 +16,10 @@ from fpstate.arch.layout import Format, Layout
 from fpstate.errors import LayoutError, SourceError
 from fpstate.image import Image
 from fpstate.source import writer
+from fpstate.source.budget import THREADS
 from fpstate.source.inference import AMD, layout_of
 from fpstate.source.note import ElfCore, Note, read_core
+from fpstate.source.reader import listed
 from fpstate.source.register_set import Producer, read_register_set, stated_layout
 from fpstate.source.stream import Stream
 from fpstate.source.thread import Machine, ThreadState
@@ -55,57 +58,116 @@ _FPREG_SIZES: Final = {_FXSAVE_SIZE: _FXSAVE_SIZE, _FSAVE_SIZE: _FSAVE_SIZE, 176
 _NETBSD_XSTATE_SIZE: Final = 2384
 _NETBSD_COMPONENTS: Final = AVX512 | mask_of(Component.AVX)
 _AT_NULL, _AT_HWCAP, _AT_MINSIGSTKSZ = 0, 16, 51
+_PLACE: Final = struct.Struct("<qQII")
+_NOTHING: Final = Note("", 0, 0, 0)
+_WITHOUT: Final = Image(bytes(MIN_SIZE), Layout.from_places(Format.STANDARD, ()), "format")
+"""The image of every thread without a state: read-only, and so shared."""
 
 
-class _Thread(NamedTuple):
-    tid: int | None
-    notes: dict[str, Note]
+class _Place(NamedTuple):
+    """A thread of a core: its number, -1 where there is none, and the best note about its state."""
+
+    tid: int
+    offset: int
+    size: int
+    rank: int
+
+
+class _Threads:
+    """The threads of a core in its order, 24 bytes each, so that a million notes take little memory."""
+
+    def __init__(self, core: ElfCore) -> None:
+        self.with_state = 0
+        self._core = core
+        self._packed = bytearray()
+        self._last: tuple[int | None, dict[str, Note]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._packed) // _PLACE.size
+
+    def __iter__(self) -> Iterator[_Place]:
+        """Yield each thread that was closed."""
+        return map(_Place._make, _PLACE.iter_unpack(bytes(self._packed)))
+
+    def begin(self, tid: int | None, offset: int) -> None:
+        """Close the thread before, and begin one; ``offset`` is where the core names it."""
+        self.close()
+        self._core.budget.charge(THREADS, offset=offset)
+        self._last = (tid, {})
+
+    def add(self, tid: int | None, kind: str, note: Note) -> None:
+        """Add a note about the state of the last thread, or of another one where it names that."""
+        self._core.check_size(note)
+        if self._last is None or (tid is not None and self._last[0] != tid):
+            self.begin(tid, note.offset)
+        last, notes = self._last or (None, {})
+        if kind in notes:
+            raise SourceError(self._core.stream.name, f"a second {kind} of thread {last}", offset=note.offset)
+        notes[kind] = note
+
+    def close(self) -> None:
+        """Keep the best note of the last thread."""
+        if self._last is None:
+            return
+        tid, notes = self._last
+        kind = next((kind for kind in _BY_TRUST if kind in notes), None)
+        note = _NOTHING if kind is None else notes[kind]
+        rank = len(_BY_TRUST) if kind is None else _BY_TRUST.index(kind)
+        self._packed += _PLACE.pack(-1 if tid is None else tid, note.offset, note.size, rank)
+        self.with_state += kind is not None
+        self._last = None
 
 
 class _Contents:
-    def __init__(self) -> None:
-        self.threads: list[_Thread] = []
+    def __init__(self, core: ElfCore) -> None:
+        self.threads = _Threads(core)
         self.layout: Layout | None = None
         self.hwcap: int | None = None
         self.frame: int | None = None
 
 
 def core_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]:
-    """Return the state of every thread in a core, in the core's order.
+    """Return what ``core_states`` yields, all at once; raises BudgetExceeded where that takes too much memory."""
+    return listed(stream, core_states(stream, cpu=cpu))
+
+
+def core_states(stream: Stream, *, cpu: Cpu | None = None) -> Iterator[ThreadState]:
+    """Yield the state of every thread in a core, in the order of its notes.
 
     The layout is the one that the core states (``"note"``), else that of ``cpu`` (``"given"``), else the one known
     layout that XCR0 and the size leave (``"inferred"``). A thread about which the core says nothing has an image
-    without components, and a finding. Raises SourceError, with the byte, for what is damaged or holds
-    no state at all, and AmbiguousLayout where several layouts fit.
+    without components, and a finding. The notes are gone through twice: to find the threads and the layout, which
+    may stand last, and to read each state. Raises SourceError, with the byte, for what is damaged or holds
+    no state at all, BudgetExceeded, and AmbiguousLayout where several layouts fit.
     """
     core = read_core(stream)
     contents = _contents(core)
-    if not any(thread.notes for thread in contents.threads):
+    if not contents.threads.with_state:
         raise SourceError(
             stream.name,
             f"no floating-point state; threads: {len(contents.threads)}",
             help="its writer left NT_PRFPREG and NT_X86_XSTATE out, or no thread had used the FPU",
         )
     producer = Producer(contents.layout, cpu, contents.hwcap, contents.frame)
-    return [_state(core, thread, producer) for thread in contents.threads]
+    for place in contents.threads:
+        yield _state(core, place, producer)
 
 
 def _contents(core: ElfCore) -> _Contents:
-    contents = _Contents()
+    contents = _Contents(core)
     for note in core.notes():
         named, tid = _owner(note.name)
         kind = _KINDS.get((named, note.type))
         if kind == _THREAD:
-            contents.threads.append(_Thread(_tid(core, note), {}))
+            contents.threads.begin(_tid(core, note), note.offset)
         elif kind == _LAYOUT:
             contents.layout = _layout(core, note)
         elif kind == _AUXV:
             values = _auxiliary(core, note)
             contents.hwcap, contents.frame = values.get(_AT_HWCAP), values.get(_AT_MINSIGSTKSZ)
         elif kind is not None:
-            if not contents.threads or (tid is not None and contents.threads[-1].tid != tid):
-                contents.threads.append(_Thread(tid, {}))
-            _add(core, contents.threads[-1], kind, note)
+            contents.threads.add(tid, kind, note)
+    contents.threads.close()
     return contents
 
 
@@ -116,13 +178,6 @@ def _owner(name: str) -> tuple[str, int | None]:
         if digits.isascii() and digits.isdigit() and len(digits) < 10:
             return _NETBSD, int(digits)
     return name, None
-
-
-def _add(core: ElfCore, thread: _Thread, kind: str, note: Note) -> None:
-    core.check_size(note)
-    if kind in thread.notes:
-        raise SourceError(core.stream.name, f"a second {kind} of thread {thread.tid}", offset=note.offset)
-    thread.notes[kind] = note
 
 
 def _tid(core: ElfCore, note: Note) -> int:
@@ -155,19 +210,19 @@ def _layout(core: ElfCore, note: Note) -> Layout:
         raise SourceError(core.stream.name, f"{_LAYOUT}: {error}", offset=note.offset) from error
 
 
-def _state(core: ElfCore, thread: _Thread, producer: Producer) -> ThreadState:
-    kind = next((kind for kind in _BY_TRUST if kind in thread.notes), None)
-    if kind is None:
-        nothing = Image(bytes(MIN_SIZE), Layout.from_places(Format.STANDARD, ()), "format")
-        return ThreadState(thread.tid, nothing, core.machine, findings=(writer.no_state(),))
-    note = thread.notes[kind]
+def _state(core: ElfCore, place: _Place, producer: Producer) -> ThreadState:
+    tid = None if place.tid < 0 else place.tid
+    if place.rank == len(_BY_TRUST):
+        return ThreadState(tid, _WITHOUT, core.machine, findings=(writer.no_state(),))
+    kind = _BY_TRUST[place.rank]
+    note = Note("", 0, place.offset, place.size)
     data = core.description(note)
     if kind == _XSTATE:
         found = read_register_set(data, producer, name=core.stream.name, offset=note.offset)
-        return ThreadState(thread.tid, found.image, core.machine, found.xcr0, findings=found.findings)
+        return ThreadState(tid, found.image, core.machine, found.xcr0, findings=found.findings)
     if kind == _NETBSD_XSTATE:
-        return _netbsd_state(core, thread.tid, note, data)
-    return _legacy_state(core, thread.tid, kind, note, data)
+        return _netbsd_state(core, tid, note, data)
+    return _legacy_state(core, tid, kind, note, data)
 
 
 def _legacy_state(core: ElfCore, tid: int | None, kind: str, note: Note, data: bytes) -> ThreadState:

@@ -33,14 +33,15 @@ from fpstate.errors import SourceError
 from fpstate.image import Image
 from fpstate.image.finding import Finding, Severity
 from fpstate.source.criu_schema import core_entry, decode_error
+from fpstate.source.reader import MESSAGE_LONGEST
 from fpstate.source.stream import Stream, read_exactly
 from fpstate.source.thread import Machine, ThreadState
 
 COMMON_MAGIC: Final = 0x54564319
 """IMG_COMMON_MAGIC, before the image's own magic since CRIU 2.0."""
 CORE_MAGIC: Final = 0x55053847
-MESSAGE_LIMIT: Final = 1 << 20
-"""Bytes of a message that are parsed; one with AVX-512 has about 8 KiB."""
+MESSAGE_LIMIT: Final = MESSAGE_LONGEST
+"""Bytes of a message that are parsed."""
 
 _WORD: Final = struct.Struct("<I")
 _CONTROL: Final = struct.Struct("<HHHHQQII")

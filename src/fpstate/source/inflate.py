@@ -1,7 +1,8 @@
 """Inflating xz, gzip, bzip2 and zstd in pieces of bounded size.
 
 Neither a small file that inflates to a large one nor one that asks for a huge dictionary takes more
-memory than stated here. Formats other than these four are left to their own tools.
+memory than its budget, and no member costs more than its bytes. Formats other than these four are left to their own
+tools.
 """
 
 from __future__ import annotations
@@ -12,49 +13,123 @@ from types import ModuleType
 from typing import Any, Final
 
 from fpstate.errors import SourceError, UnsupportedHere
+from fpstate.source.budget import MEMBERS, WINDOW, Budget
 from fpstate.source.stream import FileStream
 
+_FIRST: Final = 512
 _INPUT: Final = 64 << 10
 _PIECE: Final = 256 << 10
-_DICTIONARY: Final = 256 << 20
-"""Bytes of memory that a decoder may take: xz -9 needs 65 MiB, zstd --long=27 128 MiB."""
+_LARGEST: Final = WINDOW.most or 0
+"""Bytes of memory that a decoder may claim at all: xz -9 claims 65 MiB, zstd --long=27 128 MiB."""
 _ZSTD_MODULES: Final = ("compression.zstd", "zstandard")
+_MEMORY: Final = "memory"
+"""What liblzma and libzstd call it: "Memory usage limit exceeded", "Frame requires too much memory"."""
 
 
-def inflate(stream: FileStream, codec: str) -> Iterator[bytes]:
+class _WindowTooLargeError(Exception):
+    """A decoder needs more memory than it was given."""
+
+
+def inflate(stream: FileStream, codec: str, budget: Budget) -> Iterator[bytes]:
     """Yield what a file inflates to; raises SourceError where it is damaged or cut short.
 
-    Raises UnsupportedHere for zstd where no library for it is installed.
+    A decoder fills of its dictionary no more than it has inflated. So one that asks for a larger dictionary than the
+    file's budget has it all the same, as long as it inflates no more than that. Raises BudgetExceeded for more, and
+    for too many members; UnsupportedHere for zstd where no library for it is installed.
     """
+    allowed, done = budget.allowed(WINDOW), 0
+    try:
+        for piece in _pieces(stream, codec, budget, allowed):
+            done += len(piece)
+            yield piece
+        return
+    except _WindowTooLargeError:
+        pass
+    filled, lead = 0, "its decoder needs memory: "
+    try:
+        budget.hold(WINDOW, done, offset=0, lead=lead)
+        for piece in _pieces(stream, codec, budget, _LARGEST):
+            filled += len(piece)
+            if filled > done:
+                budget.hold(WINDOW, filled, offset=0, lead=lead)
+                yield piece[max(0, done - (filled - len(piece))) :]
+    except _WindowTooLargeError:
+        budget.hold(WINDOW, _LARGEST + 1, offset=0, lead=lead)
+
+
+def _pieces(stream: FileStream, codec: str, budget: Budget, memory: int) -> Iterator[bytes]:
     if codec == "zstd":
-        yield from _zstd(stream)
+        yield from _zstd(stream, memory)
         return
     failures = _failures(codec)
     try:
-        yield from _members(stream, codec)
+        yield from _members(stream, codec, budget, memory)
     except failures as error:
-        raise SourceError(stream.name, f"damaged {codec} data: {error}") from error
+        raise _failure(stream, codec, error) from error
 
 
-def _members(stream: FileStream, codec: str) -> Iterator[bytes]:
-    """Inflate one member after another: all these formats may be concatenated."""
-    position, pending = 0, b""
+def _failure(stream: FileStream, codec: str, error: Exception) -> Exception:
+    if _MEMORY in str(error).casefold():
+        return _WindowTooLargeError()
+    return SourceError(stream.name, f"damaged {codec} data: {error}")
+
+
+class _Input:
+    """The bytes of a file in order, some of which may be handed back."""
+
+    def __init__(self, stream: FileStream) -> None:
+        self._stream, self._next = stream, 0
+        self._chunk, self._at = b"", 0
+
+    @property
+    def position(self) -> int:
+        """Where in the file the next byte lies."""
+        return self._next - len(self._chunk) + self._at
+
+    def take(self, size: int) -> bytes:
+        """Return up to ``size`` bytes; none at the end."""
+        if self._at == len(self._chunk):
+            self._chunk, self._at = self._stream.read_at(self._next, _INPUT), 0
+            self._next += len(self._chunk)
+        taken = self._chunk[self._at : self._at + size]
+        self._at += len(taken)
+        return taken
+
+    def give_back(self, size: int) -> None:
+        """Hand back the last bytes of what was taken last."""
+        self._at -= size
+
+    def at_end(self) -> bool:
+        """Tell whether nothing but padding follows: zeros, as far as one chunk goes."""
+        if self._at == len(self._chunk):
+            self.give_back(len(self.take(1)))
+        if self._at == len(self._chunk):
+            return True
+        return not (self._chunk[self._at] or self._chunk[self._at :].strip(b"\0"))
+
+
+def _members(stream: FileStream, codec: str, budget: Budget, memory: int) -> Iterator[bytes]:
+    """Inflate one member after another: all these formats may be concatenated.
+
+    A decoder hands back what it did not need of its input. So it is fed little at first and more as it goes on: with
+    64 KiB each, a file of empty members would be copied a thousand times over.
+    """
+    source, members = _Input(stream), 0
     while True:
-        decoder = _decoder(codec)
-        fed = False
+        members += 1
+        budget.hold(MEMBERS, members, offset=source.position)
+        decoder, size = _decoder(codec, memory), _FIRST
         while not decoder.eof:
-            if not pending and decoder.needs_input:
-                pending = stream.read_at(position, _INPUT)
-                position += len(pending)
-                if not pending:
+            fed = b""
+            if decoder.needs_input:
+                fed, size = source.take(size), min(2 * size, _INPUT)
+                if not fed:
                     raise SourceError(stream.name, f"the {codec} data is cut short", offset=stream.size)
-            piece = decoder.decompress(pending, _PIECE)
-            pending, fed = b"", True
+            piece = decoder.decompress(fed, _PIECE)
             if piece:
                 yield piece
-        pending = decoder.unused_data or stream.read_at(position, _INPUT)
-        position += 0 if decoder.unused_data else len(pending)
-        if not fed or not pending.lstrip(b"\0"):
+        source.give_back(len(decoder.unused_data))
+        if source.at_end():
             return
 
 
@@ -83,7 +158,7 @@ class _Gzip:
         return self._inner.decompress(self._inner.unconsumed_tail + data, size)
 
 
-def _decoder(codec: str) -> Any:  # noqa: ANN401 - three classes of the standard library with no common base
+def _decoder(codec: str, memory: int) -> Any:  # noqa: ANN401 - three classes of the standard library with no common base
     if codec == "gzip":
         return _Gzip()
     if codec == "bzip2":
@@ -92,7 +167,7 @@ def _decoder(codec: str) -> Any:  # noqa: ANN401 - three classes of the standard
         return bz2.BZ2Decompressor()
     import lzma
 
-    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_DICTIONARY)
+    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=memory)
 
 
 def _failures(codec: str) -> tuple[type[Exception], ...]:
@@ -117,20 +192,20 @@ class _Reader:
         return data
 
 
-def _zstd(stream: FileStream) -> Iterator[bytes]:
+def _zstd(stream: FileStream, memory: int) -> Iterator[bytes]:
     library = _zstd_library()
     error_type: type[Exception] = library.ZstdError
     try:
         if library.__name__ == "zstandard":
-            decoder = library.ZstdDecompressor(max_window_size=_DICTIONARY)
+            decoder = library.ZstdDecompressor(max_window_size=memory)
             source = decoder.stream_reader(_Reader(stream), read_across_frames=True)
         else:
-            option = {library.DecompressionParameter.window_log_max: _DICTIONARY.bit_length() - 1}
+            option = {library.DecompressionParameter.window_log_max: memory.bit_length() - 1}
             source = library.ZstdFile(_Reader(stream), options=option)
         while piece := source.read(_PIECE):
             yield piece
     except (error_type, EOFError) as error:
-        raise SourceError(stream.name, f"damaged zstd data: {error}") from error
+        raise _failure(stream, "zstd", error) from error
 
 
 def _zstd_library() -> ModuleType:

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fpstate.arch.cpu import Cpu
 from fpstate.errors import AmbiguousLayout, ImageError, LayoutError, SourceError
 from fpstate.image.finding import Finding, Severity
 from fpstate.source.minidump_file import Location, Minidump, XstateConfig, read_minidump
+from fpstate.source.reader import listed
 from fpstate.source.stream import Stream
 from fpstate.source.thread import ThreadState
 from fpstate.source.windows_context import Context, read_context
 
 
 def minidump_threads(stream: Stream, *, cpu: Cpu | None = None) -> list[ThreadState]:
-    """Return the state of every thread in a minidump, in the order of its list.
+    """Return what ``minidump_states`` yields, all at once; raises BudgetExceeded where that takes too much memory."""
+    return listed(stream, minidump_states(stream, cpu=cpu))
+
+
+def minidump_states(stream: Stream, *, cpu: Cpu | None = None) -> Iterator[ThreadState]:
+    """Yield the state of every thread in a minidump, in the order of its list.
 
     Of the thread that raised the exception it is the state at the exception, and a finding says so. The layout is
     the one that the dump states (``"note"``), else that of ``cpu`` (``"given"``), else the one on which known
-    processors agree (``"inferred"``). Raises SourceError, with the byte, for what is damaged, AmbiguousLayout
-    where known processors disagree.
+    processors agree (``"inferred"``). Raises SourceError, with the byte, for what is damaged, BudgetExceeded,
+    AmbiguousLayout where known processors disagree.
     """
     dump = read_minidump(stream)
     config = dump.xstate_config()
-    listed = list(dump.threads())
+    listed_threads = dump.threads()
     raised, at_exception = dump.exception() or (None, None)
-    shown = [at_exception if at_exception and tid == raised else place for tid, place in listed]
-    contexts = {place: _context(dump, place, data, config, cpu) for place, data in dump.contexts(shown)}
-    states = []
-    for (tid, place), taken in zip(listed, shown, strict=True):
-        context = contexts[taken]
-        note = () if taken == place else (_at_exception(),)
-        states.append(ThreadState(tid, context.image, dump.machine, findings=(*context.findings, *note)))
-    return states
+
+    def shown(tid: int, place: Location) -> Location:
+        return at_exception if at_exception and tid == raised else place
+
+    dump.check_contexts(shown(tid, place) for tid, place in listed_threads)
+    for batch in listed_threads.batches():
+        contexts = {
+            place: _context(dump, place, data, config, cpu)
+            for place, data in dump.contexts(shown(tid, place) for tid, place in batch)
+        }
+        for tid, place in batch:
+            taken = shown(tid, place)
+            context = contexts[taken]
+            note = () if taken == place else (_at_exception(),)
+            yield ThreadState(tid, context.image, dump.machine, findings=(*context.findings, *note))
 
 
 def _context(

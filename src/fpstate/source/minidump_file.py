@@ -11,20 +11,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from fpstate.errors import SourceError
+from fpstate.source.budget import BATCH, DESCRIPTION, DESCRIPTIONS, SHARED, STREAMS, THREADS, Budget
 from fpstate.source.stream import Stream, read_exactly
 
 MAGIC: Final = b"MDMP"
-CONTEXT_LIMIT: Final = 64 << 10
-"""Bytes of a context that anyone looks at; the largest known, with AMX, has less than 13 KiB."""
-
 _VERSION: Final = 0xA793
 _HEADER: Final = struct.Struct("<4sIIIIIQ")
 _ENTRY: Final = struct.Struct("<III")
-_STREAMS_LIMIT: Final = 4096
-_THREADS_LIMIT: Final = 1 << 16
 _THREAD_LIST, _EXCEPTION, _SYSTEM_INFO, _MISC_INFO = 3, 6, 7, 15
 _NAMES: Final = {
     _THREAD_LIST: "ThreadListStream",
@@ -39,10 +35,11 @@ _XSTATE_AT: Final = 832
 """``MINIDUMP_MISC_INFO_5.XStateData``: XSTATE_CONFIG_FEATURE_MSC_INFO, 528 bytes."""
 _XSTATE: Final = struct.Struct("<IIQ128I")
 _COMPACTED: Final = 1 << 63
+_OBJECTS: Final = 2 << 10
+"""Bytes that Python takes for a thread in a batch besides its context."""
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Where something lies in the file, in bytes."""
 
     offset: int
@@ -59,29 +56,31 @@ class XstateConfig:
 
 @dataclass(frozen=True, slots=True)
 class Minidump:
-    """A minidump's streams by type, and what kind of machine it is of."""
+    """A minidump's streams by type, and what kind of machine it is of; ``budget`` is what reading it costs."""
 
     stream: Stream
     streams: dict[int, Location]
     machine: Literal["x86-64", "i386"]
+    budget: Budget
 
-    def threads(self) -> Iterator[tuple[int, Location]]:
-        """Yield number and context of each thread in the list; raises SourceError where it claims too much."""
+    def threads(self) -> ThreadList:
+        """Return number and context of each thread; raises SourceError where the list claims too much."""
         if _THREAD_LIST not in self.streams:
             raise SourceError(self.stream.name, "no ThreadListStream: no thread is in this dump", offset=0)
         place = self.streams[_THREAD_LIST]
         (count,) = struct.unpack("<I", read_exactly(self.stream, place.offset, 4, "the number of threads"))
         # Some writers align the entries to eight bytes.
         start = 8 if place.size == 8 + count * _THREAD.size else 4
-        if count > _THREADS_LIMIT or start + count * _THREAD.size > place.size:
+        if start + count * _THREAD.size > place.size:
             raise SourceError(
                 self.stream.name,
                 f"{count} threads of {_THREAD.size} bytes in a stream of {place.size}",
                 offset=place.offset,
             )
-        data = read_exactly(self.stream, place.offset + start, count * _THREAD.size, "the list of threads")
-        for tid, size, offset in _THREAD.iter_unpack(data):
-            yield tid, Location(offset, size)
+        self.budget.hold(THREADS, count, offset=place.offset)
+        return ThreadList(
+            read_exactly(self.stream, place.offset + start, count * _THREAD.size, "the list of threads")
+        )
 
     def exception(self) -> tuple[int, Location] | None:
         """Return the thread that raised the exception of which the dump was made, and its context there."""
@@ -110,36 +109,76 @@ class Minidump:
         }
         return XstateConfig(bool(enabled & _COMPACTED), places)
 
-    def contexts(self, places: Iterable[Location]) -> Iterator[tuple[Location, bytes]]:
-        """Yield the bytes of each context once, by offset, so that a compressed dump is inflated once for all.
+    def check_contexts(self, places: Iterable[Location]) -> None:
+        """Hold the contexts of all threads against each other and their budgets before any is read.
 
-        Raises SourceError for contexts of more than 64 KiB, that overlap, or that the file does not hold.
+        Raises SourceError for contexts that overlap, and BudgetExceeded for one of more than 64 KiB and where threads
+        share more of them than real dumps do.
         """
-        end = 0
-        for place in sorted(set(places), key=lambda place: (place.offset, place.size)):
-            if place.size > CONTEXT_LIMIT:
+        end, last = 0, None
+        for offset, size in map(_unpacked, sorted(map(_packed, places))):
+            lead = f"a context that claims {size} bytes, "
+            self.budget.hold(DESCRIPTION, size, offset=offset, lead=lead)
+            if (offset, size) == last:
+                self.budget.charge(SHARED, size, offset=offset, lead="threads share contexts of ")
+            elif offset < end and size:
                 raise SourceError(
-                    self.stream.name, f"a context that claims {place.size} bytes", offset=place.offset
+                    self.stream.name, f"a context begins before another one ends at {end}", offset=offset
                 )
-            if place.offset < end and place.size:
-                raise SourceError(
-                    self.stream.name,
-                    f"a context begins before another one ends at {end}",
-                    offset=place.offset,
-                )
-            end = max(end, place.offset + place.size)
+            end, last = max(end, offset + size), (offset, size)
+
+    def contexts(self, places: Iterable[Location]) -> Iterator[tuple[Location, bytes]]:
+        """Yield the bytes of each context once, by offset, so that a compressed dump is inflated forwards.
+
+        Raises SourceError for contexts that the file does not hold.
+        """
+        for place in map(Location._make, map(_unpacked, sorted(set(map(_packed, places))))):
+            self.budget.charge(DESCRIPTIONS, place.size, offset=place.offset)
             yield place, read_exactly(self.stream, place.offset, place.size, "a context")
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadList:
+    """The rows of ThreadListStream; iterated, the number and the context of each thread."""
+
+    rows: bytes
+
+    def __iter__(self) -> Iterator[tuple[int, Location]]:
+        for tid, size, offset in _THREAD.iter_unpack(self.rows):
+            yield tid, Location(offset, size)
+
+    def batches(self) -> Iterator[list[tuple[int, Location]]]:
+        """Yield the threads in order, in lists whose contexts take a few MiB together."""
+        batch: list[tuple[int, Location]] = []
+        taken = 0
+        for tid, place in self:
+            batch.append((tid, place))
+            taken += place.size + _OBJECTS
+            if taken > BATCH.fixed:
+                yield batch
+                batch, taken = [], 0
+        if batch:
+            yield batch
+
+
+def _packed(place: Location) -> int:
+    """Return a place as one number, by which places sort; both its numbers have 32 bits."""
+    return place.offset << 32 | place.size
+
+
+def _unpacked(number: int) -> tuple[int, int]:
+    return number >> 32, number & 0xFFFFFFFF
+
+
+def check_head(stream: Stream) -> None:
+    """Raise SourceError where the first 32 bytes say that this is no minidump that is read, with the byte."""
+    _header(stream, Budget.of(stream))
 
 
 def read_minidump(stream: Stream) -> Minidump:
     """Read header, directory and machine; raises SourceError for what is no x86 minidump, with the byte."""
-    magic, version, count, directory, *_ = _HEADER.unpack(read_exactly(stream, 0, _HEADER.size, "the header"))
-    if magic != MAGIC:
-        raise SourceError(stream.name, "is no minidump", offset=0)
-    if version & 0xFFFF != _VERSION:
-        raise SourceError(stream.name, f"a minidump of version {version & 0xFFFF:#x}", offset=4)
-    if count > _STREAMS_LIMIT:
-        raise SourceError(stream.name, f"{count} streams", offset=8)
+    budget = Budget.of(stream)
+    count, directory = _header(stream, budget)
     data = read_exactly(stream, directory, count * _ENTRY.size, "the stream directory")
     streams: dict[int, Location] = {}
     for index, (kind, size, offset) in enumerate(_ENTRY.iter_unpack(data)):
@@ -153,7 +192,18 @@ def read_minidump(stream: Stream) -> Minidump:
                 help="the file may have been cut short",
             )
         streams[kind] = Location(offset, size)
-    return Minidump(stream, streams, _machine(stream, streams))
+    return Minidump(stream, streams, _machine(stream, streams), budget)
+
+
+def _header(stream: Stream, budget: Budget) -> tuple[int, int]:
+    """Return how many streams there are, and where their directory begins."""
+    magic, version, count, directory, *_ = _HEADER.unpack(read_exactly(stream, 0, _HEADER.size, "the header"))
+    if magic != MAGIC:
+        raise SourceError(stream.name, "is no minidump", offset=0)
+    if version & 0xFFFF != _VERSION:
+        raise SourceError(stream.name, f"a minidump of version {version & 0xFFFF:#x}", offset=4)
+    budget.hold(STREAMS, count, offset=8, lead=f"{count} streams, ")
+    return count, directory
 
 
 def _machine(stream: Stream, streams: dict[int, Location]) -> Literal["x86-64", "i386"]:

@@ -13,15 +13,11 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from fpstate.errors import SourceError
+from fpstate.source.budget import DESCRIPTION, DESCRIPTIONS, NOTE_SEGMENTS, NOTES, SEGMENTS, SHARED, Budget
 from fpstate.source.stream import Stream, read_exactly
 from fpstate.source.thread import Machine
 
 MAGIC: Final = b"\x7fELF"
-DESCRIPTION_LIMIT: Final = 1 << 20
-"""Bytes in a note that anyone looks at; the largest known, an AMX register set, has about 11 KiB."""
-
-_NOTES_LIMIT: Final = 1 << 19
-_SEGMENTS_LIMIT: Final = 1 << 20
 _CLASSES: Final = {1: 32, 2: 64}
 _LITTLE_ENDIAN, _ET_CORE, _PT_NOTE, _PN_XNUM = 1, 4, 4, 0xFFFF
 _EM_386, _EM_X86_64 = 3, 62
@@ -41,36 +37,43 @@ class Note(NamedTuple):
 
 
 class ElfCore(NamedTuple):
-    """What an ELF header says of a core: the machine, and its program headers."""
+    """What an ELF header says of a core: the machine, and its program headers; ``budget`` is what reading it costs."""
 
     stream: Stream
     bits: Literal[32, 64]
     machine: Machine
     segments_offset: int
     segment_count: int
+    budget: Budget
 
     def notes(self) -> Iterator[Note]:
-        """Yield the notes in order; raises SourceError at the first byte that makes no sense."""
-        left = _NOTES_LIMIT
-        for offset, size in self._note_segments():
+        """Yield the notes by offset, so that a compressed core is inflated forwards.
+
+        Raises SourceError at the first byte that makes no sense, BudgetExceeded for segments that overlap by more
+        than real ones do, and for too many notes.
+        """
+        behind = 0
+        for offset, size in sorted(self._note_segments()):
+            named_before = max(0, min(behind, offset + size) - offset)
+            self.budget.charge(SHARED, named_before, offset=offset, lead="its note segments overlap by ")
+            behind = max(behind, offset + size)
             for note in _segment_notes(self.stream, offset, size):
-                left -= 1
-                if left < 0:
-                    raise SourceError(self.stream.name, f"more than {_NOTES_LIMIT} notes", offset=note.offset)
+                self.budget.charge(NOTES, offset=note.offset)
                 yield note
 
     def check_size(self, note: Note) -> None:
-        """Raise SourceError for a note that is larger than any whose description is looked at."""
-        if note.size > DESCRIPTION_LIMIT:
-            raise SourceError(
-                self.stream.name,
-                f"a note of {note.name!r}, type {note.type:#x}, claims {note.size} bytes",
-                offset=note.offset,
-            )
+        """Raise BudgetExceeded for a note that is larger than any whose description is looked at."""
+        self.budget.hold(
+            DESCRIPTION,
+            note.size,
+            offset=note.offset,
+            lead=f"a note of {note.name!r}, type {note.type:#x}, claims {note.size} bytes, ",
+        )
 
     def description(self, note: Note) -> bytes:
-        """Return a note's bytes; raises SourceError where the file lacks some, and for more than 1 MiB."""
+        """Return a note's bytes; raises SourceError where the file lacks some, and BudgetExceeded."""
         self.check_size(note)
+        self.budget.charge(DESCRIPTIONS, note.size, offset=note.offset)
         return read_exactly(self.stream, note.offset, note.size, "the description of a note")
 
     def _note_segments(self) -> Iterator[tuple[int, int]]:
@@ -87,11 +90,32 @@ class ElfCore(NamedTuple):
                 else:
                     offset, _, _, size = struct.unpack_from("<QQQQ", data, at + 8)
                 if size:
+                    self.budget.charge(NOTE_SEGMENTS, offset=start + at)
                     yield offset, size
+
+
+def check_head(stream: Stream) -> None:
+    """Raise SourceError where the first 64 bytes say that this is no x86 core, with the byte that says so."""
+    _header(stream)
 
 
 def read_core(stream: Stream) -> ElfCore:
     """Read a core's ELF header; raises SourceError for what is no x86 core, with the byte that says so."""
+    bits, fields = _header(stream)
+    _, machine, _, _, segments, sections, _, _, entry, count, _, _, _ = fields
+    if count == _PN_XNUM:
+        # sh_info of section 0 has the true count (gABI; Linux fill_elf_header_extnum).
+        at = sections + (28 if bits == 32 else 44)
+        count = int.from_bytes(read_exactly(stream, at, 4, "section header 0"), "little")
+    if count and entry != (32 if bits == 32 else 56):
+        raise SourceError(stream.name, f"program headers of {entry} bytes", offset=42 if bits == 32 else 54)
+    budget = Budget.of(stream)
+    budget.hold(SEGMENTS, count, offset=44 if bits == 32 else 56)
+    name: Machine = "i386" if machine == _EM_386 else "x86-64" if bits == 64 else "x32"
+    return ElfCore(stream, bits, name, segments, count, budget)
+
+
+def _header(stream: Stream) -> tuple[Literal[32, 64], tuple[int, ...]]:
     ident = read_exactly(stream, 0, _IDENT_SIZE, "the ELF identification")
     if not ident.startswith(MAGIC):
         raise SourceError(stream.name, "is no ELF file", offset=0)
@@ -104,23 +128,14 @@ def read_core(stream: Stream) -> ElfCore:
     bits: Literal[32, 64] = 32 if ident[4] == 1 else 64
     layout = _HEADERS[bits]
     fields = layout.unpack(read_exactly(stream, _IDENT_SIZE, layout.size, "the ELF header"))
-    kind, machine, _, _, segments, sections, _, _, entry, count, _, _, _ = fields
+    kind, machine = fields[:2]
     if kind != _ET_CORE:
         raise SourceError(
             stream.name, f"an ELF file of type {kind}, not a core (4)", offset=16, help="name a core file"
         )
     if machine not in (_EM_386, _EM_X86_64) or (machine == _EM_386 and bits == 64):
         raise SourceError(stream.name, f"machine {machine} in ELF class {bits} is not x86", offset=18)
-    if count == _PN_XNUM:
-        # sh_info of section 0 has the true count (gABI; Linux fill_elf_header_extnum).
-        at = sections + (28 if bits == 32 else 44)
-        count = int.from_bytes(read_exactly(stream, at, 4, "section header 0"), "little")
-    if count and entry != (32 if bits == 32 else 56):
-        raise SourceError(stream.name, f"program headers of {entry} bytes", offset=42 if bits == 32 else 54)
-    if count > _SEGMENTS_LIMIT:
-        raise SourceError(stream.name, f"{count} program headers", offset=44 if bits == 32 else 56)
-    name: Machine = "i386" if machine == _EM_386 else "x86-64" if bits == 64 else "x32"
-    return ElfCore(stream, bits, name, segments, count)
+    return bits, fields
 
 
 def _segment_notes(stream: Stream, offset: int, size: int) -> Iterator[Note]:

@@ -1,59 +1,22 @@
-"""Which source a name means: a process by its number, and files by how they begin.
-
-A format is a row of ``READERS``. Its module is imported when a file is of that format, and has to be there
-only then.
-"""
+"""Which source a name means: a process by its number, and files by how they begin (``reader.READERS``)."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from contextlib import closing
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TypeGuard
 
 from fpstate.arch.cpu import Cpu
 from fpstate.arch.layout import Layout
 from fpstate.errors import UnsupportedHere
+from fpstate.source.reader import READERS, Reader, reader_of
 from fpstate.source.stream import Stream, open_stream
 from fpstate.source.thread import ThreadState
 
-_HEAD_SIZE: Final = 64
-
-
-class Reader(NamedTuple):
-    """A file format: how it may begin, and ``function(stream, *, cpu)`` of ``module``, which lists its threads."""
-
-    title: str
-    beginnings: tuple[bytes, ...]
-    module: str
-    function: str
-
-    def threads(self, stream: Stream, cpu: Cpu | None) -> list[ThreadState]:
-        """Read a stream; raises UnsupportedHere where the format's module is not part of this build."""
-        try:
-            module = importlib.import_module(self.module)
-        except ModuleNotFoundError as error:
-            if error.name != self.module:
-                raise
-            raise UnsupportedHere(f"{self.title}: {self.module} is not part of this build") from error
-        states: list[ThreadState] = getattr(module, self.function)(stream, cpu=cpu)
-        return states
-
-
-READERS: Final = (
-    Reader("an ELF core", (b"\x7fELF",), "fpstate.source.core", "core_threads"),
-    Reader("a minidump", (b"MDMP",), "fpstate.source.minidump", "minidump_threads"),
-    # IMG_COMMON_MAGIC or none (old images), then CORE_MAGIC: criu/include/magic.h
-    Reader(
-        "a CRIU core image",
-        (b"\x19\x43\x56\x54\x47\x38\x05\x55", b"\x47\x38\x05\x55"),
-        "fpstate.source.criu",
-        "criu_threads",
-    ),
-    Reader("a guest state", (b"\x93FPVSO\r\n",), "fpstate.source.saved_guest", "guest_threads"),
-    Reader("raw bytes", (b"",), "fpstate.source.raw", "raw_threads"),
-)
-"""The formats of files, tried in order; the last takes what no other does."""
+__all__ = ["READERS", "Reader", "each_thread", "is_process", "open_source", "reader_of", "threads_of"]
 
 
 def open_source(
@@ -69,12 +32,12 @@ def open_source(
 
     ``cpu`` is the processor that made the state, for formats that do not say it themselves. With ``format`` or
     ``layout`` the bytes are raw, whatever they begin with (``raw.open_raw``). Raises OSError,
-    SourceError, AmbiguousLayout, and UnsupportedHere where something is missing to read this source.
+    SourceError, AmbiguousLayout, and UnsupportedHere where something is missing to read this source. All images are
+    in memory at once: BudgetExceeded says where these would be too many, and ``each_thread`` does not keep any.
     """
-    if isinstance(source, str) and source.isascii() and source.isdigit():
+    if is_process(source):
         return _process(int(source))
-    stream = open_stream(str(source) if source == "-" else os.fspath(source))
-    with closing(stream):
+    with closing(_opened(source, raw=format is not None or layout is not None)) as stream:
         if format is not None or layout is not None:
             from fpstate.source.raw import raw_threads
 
@@ -82,10 +45,66 @@ def open_source(
         return reader_of(stream).threads(stream, cpu)
 
 
-def reader_of(stream: Stream) -> Reader:
-    """Return the format that a stream begins as."""
-    head = stream.read_at(0, _HEAD_SIZE)
-    return next(reader for reader in READERS if head.startswith(reader.beginnings))
+def each_thread(
+    source: str | os.PathLike[str],
+    *,
+    cpu: Cpu | None = None,
+    format: str | None = None,
+    layout: Layout | None = None,
+) -> Iterator[ThreadState]:
+    """Yield the state of one thread after the other, as ``open_source`` lists them, keeping none in memory.
+
+    The file is read on the way, so what is damaged further on is an error after the threads before it.
+    """
+    with threads_of(source, cpu=cpu, format=format, layout=layout) as threads:
+        yield from threads
+
+
+@contextmanager
+def threads_of(
+    source: str | os.PathLike[str],
+    *,
+    cpu: Cpu | None = None,
+    format: str | None = None,
+    layout: Layout | None = None,
+) -> Iterator[Iterable[ThreadState]]:
+    """Open a source whose threads can be gone through more than once: a file is then read again.
+
+    Arguments and errors are those of ``open_source``; what is wrong with a file is raised when its threads are taken.
+    """
+    if is_process(source):
+        yield _process(int(source))
+        return
+    raw = format is not None or layout is not None
+    with closing(_opened(source, raw=raw)) as stream:
+        yield _Threads(stream, cpu, format, layout)
+
+
+@dataclass(frozen=True, slots=True)
+class _Threads:
+    """What a stream yields each time that it is iterated."""
+
+    stream: Stream
+    cpu: Cpu | None
+    format: str | None
+    layout: Layout | None
+
+    def __iter__(self) -> Iterator[ThreadState]:
+        if self.format is None and self.layout is None:
+            yield from reader_of(self.stream).states(self.stream, self.cpu)
+            return
+        from fpstate.source.raw import raw_threads
+
+        yield from raw_threads(self.stream, cpu=self.cpu, format=self.format, layout=self.layout)
+
+
+def is_process(source: object) -> TypeGuard[str]:
+    """Tell whether a source is the number of a process."""
+    return isinstance(source, str) and source.isascii() and source.isdigit()
+
+
+def _opened(source: str | os.PathLike[str], *, raw: bool) -> Stream:
+    return open_stream(str(source) if source == "-" else os.fspath(source), raw=raw)
 
 
 def _process(pid: int) -> list[ThreadState]:

@@ -26,12 +26,13 @@ from fpstate.source.known_layout import (
 )
 from fpstate.source.kvm_buffer import KVM_FPU_SIZE, KVM_XSAVE_SIZE, read_kvm_fpu, read_kvm_xsave
 from fpstate.source.raw_format import FORMATS
+from fpstate.source.reader import RAW_LONGEST
 from fpstate.source.sigframe import is_frame, read_frame
 from fpstate.source.stream import Stream
 from fpstate.source.thread import ThreadState
 
-LONGEST: Final = 1 << 20
-"""Bytes of a source that are read as raw; a state with AMX has about 11 KiB."""
+LONGEST: Final = RAW_LONGEST
+"""Bytes of a source that are read as raw."""
 
 
 def raw_threads(

@@ -7,6 +7,7 @@ known layout that XCR0 and the size leave. What gdb is known to have damaged is 
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from fpstate.arch.component import AMX, COMPACTED_BIT, LEGACY_PLACES, MIN_SIZE
@@ -97,10 +98,16 @@ def _find_layout(
     producer: Producer, xcr0: int, xstate_bv: int, size: int
 ) -> tuple[Layout, Literal["note", "given", "inferred"]]:
     if producer.layout is not None:
-        return Layout.from_places(Format.STANDARD, producer.layout.places, size=size), "note"
+        return _sized(producer.layout, size), "note"
     if producer.cpu is not None:
         return _given(producer.cpu, xcr0, size), "given"
     return infer(xcr0, size, 0 if xcr0 else xstate_bv), "inferred"
+
+
+@lru_cache(maxsize=8)
+def _sized(layout: Layout, size: int) -> Layout:
+    """Return a stated layout for a register set of ``size`` bytes: one for all threads of a core."""
+    return Layout.from_places(Format.STANDARD, layout.places, size=size)
 
 
 def _enabled(producer: Producer) -> int:

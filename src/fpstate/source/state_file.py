@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,15 +20,18 @@ from fpstate.arch.layout import Format, Layout, Place
 from fpstate.arch.record import leaves_of
 from fpstate.errors import FpStateError, SourceError
 from fpstate.image.image import Image
+from fpstate.source.budget import SECTION, SECTIONS, Budget
 from fpstate.source.checkpoint import GENERAL, Checkpoint, GeneralRegisters, Piece, SavedState
 from fpstate.source.durable import replace_file
 from fpstate.source.guest_state import GuestState, PkruPolicy
+from fpstate.source.reader import STATE_LONGEST
+from fpstate.source.stream import MemoryStream, Stream
 
 MAGIC: Final = b"\x93FPVSO\r\n"
 """First bytes: no text, and damaged by whoever changes line ends."""
 VERSION: Final = 1
 SUFFIX: Final = ".fpvso"
-LONGEST: Final = 1 << 28
+LONGEST: Final = STATE_LONGEST
 """Larger files are refused unread."""
 
 _HEADER: Final = struct.Struct("<8sIIQQ")
@@ -47,6 +51,9 @@ _COMPONENTS: Final = COMPACTED_BIT.bit_length() - 1
 _FORMATS: Final = (Format.STANDARD, Format.COMPACTED)
 _POLICIES: Final = (PkruPolicy.INITIAL, PkruPolicy.KEEP, PkruPolicy.OS_DEFAULT)
 _TAGS: Final = (b"CPU ", b"CTRL", b"IMAG", b"REGS", b"PROG", b"MEMR")
+_MEMORY_TAG: Final = _TAGS[-1]
+_COUNT_AT: Final = 12
+_PIECE: Final = 256 << 10
 
 
 def encode(saved: SavedState) -> bytes:
@@ -67,20 +74,37 @@ def encode(saved: SavedState) -> bytes:
 
 def decode(data: bytes, source: str = "<bytes>") -> SavedState:
     """Return what a file holds; raises SourceError, with the byte and the reason, for everything but a whole one."""
-    _check_whole(data, source)
-    found: dict[bytes, list[tuple[int, bytes]]] = {}
-    for tag, offset, payload in _sections(data, source):
-        found.setdefault(tag, []).append((offset, payload))
+    return _decode(MemoryStream(data, source), with_memory=True)
+
+
+def decode_state(stream: Stream) -> SavedState:
+    """Return what a stream holds without the guest's memory, of which no more than a piece is read at once.
+
+    The pieces are checked all the same. Raises as ``decode`` does.
+    """
+    return _decode(stream, with_memory=False)
+
+
+def _decode(stream: Stream, *, with_memory: bool) -> SavedState:
+    source, budget = stream.name, Budget.of(stream)
+    length = _check_whole(stream)
+    found: dict[bytes, list[tuple[int, int]]] = {}
+    for tag, start, size in _sections(stream, length, budget):
+        found.setdefault(tag, []).append((start, size))
     wanted = _TAGS[:3] if not found.keys() & set(_TAGS[3:]) else _TAGS[:5]
     for tag in (*wanted, *(tag for tag in _TAGS[:5] if tag in found)):
         if len(found.get(tag, ())) != 1:
             raise SourceError(source, f"{len(found.get(tag, ()))} sections {_text(tag)}, there must be one")
+    payloads = {tag: stream.read_at(*found[tag][0]) for tag in wanted}
     try:
-        state = _read_state(*(found[tag][0][1] for tag in _TAGS[:3]))
+        state = _read_state(*(payloads[tag] for tag in _TAGS[:3]))
         checkpoint = None
         if len(wanted) > 3:
-            pieces = tuple(_read_piece(payload) for _, payload in found.get(b"MEMR", ()))
-            checkpoint = _read_checkpoint(found[b"REGS"][0][1], found[b"PROG"][0][1], pieces)
+            checkpoint = _read_checkpoint(payloads[b"REGS"], payloads[b"PROG"])
+            places = [_memory_place(stream, *place, checkpoint) for place in found.get(b"MEMR", ())]
+            if with_memory:
+                memory = tuple(Piece(address, stream.read_at(at, size)) for address, at, size in places)
+                checkpoint = replace(checkpoint, memory=memory)
     except (struct.error, ValueError, IndexError, KeyError, FpStateError) as error:
         raise SourceError(
             source, f"its sections contradict themselves: {error}", help="whoever wrote it has a fault"
@@ -123,22 +147,24 @@ def _check_fits(path: str | os.PathLike[str], size: int, what: str) -> None:
         )
 
 
-def _check_whole(data: bytes, source: str) -> None:
-    """Raise SourceError unless magic, version, length and checksum are right, in this order."""
-    if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
+def _check_whole(stream: Stream) -> int:
+    """Return the length; raises SourceError unless magic, version, length and checksum are right, in this order."""
+    source, least = stream.name, _HEADER.size + _DIGEST
+    head = stream.read_at(0, least)
+    if head[: len(MAGIC)] != MAGIC[: len(head)] or not head:
         raise SourceError(
             source,
-            f"no guest state: it begins with {data[: len(MAGIC)].hex() or 'nothing'}, not {MAGIC.hex()}",
+            f"no guest state: it begins with {head[: len(MAGIC)].hex() or 'nothing'}, not {MAGIC.hex()}",
             offset=0,
             help="fpstate show and fpstate check read cores and raw images",
         )
-    if len(data) < _HEADER.size + _DIGEST:
+    if len(head) < least:
         raise SourceError(
             source,
-            f"cut short: {len(data)} bytes, the header and the checksum alone have {_HEADER.size + _DIGEST}",
-            offset=len(data),
+            f"cut short: {len(head)} bytes, the header and the checksum alone have {least}",
+            offset=len(head),
         )
-    _, version, _, size, _ = _HEADER.unpack_from(data)
+    _, version, _, size, _ = _HEADER.unpack_from(head)
     if version != VERSION:
         raise SourceError(
             source,
@@ -146,34 +172,50 @@ def _check_whole(data: bytes, source: str) -> None:
             offset=len(MAGIC),
             help="read it with the fpstate that wrote it, or a later one",
         )
-    if size != len(data):
-        what = "cut short" if len(data) < size else "longer than it says"
-        raise SourceError(source, f"{what}: {len(data)} bytes, the header says {size}", offset=16)
-    stated, computed = data[-_DIGEST:], hashlib.sha256(data[:-_DIGEST]).digest()
+    length, computed, stated = _digests(stream)
+    if size != length:
+        what = "cut short" if length < size else "longer than it says"
+        raise SourceError(source, f"{what}: {length} bytes, the header says {size}", offset=16)
     if stated != computed:
         raise SourceError(
             source,
             f"damaged: the SHA-256 of its bytes is {computed.hex()[:16]}..., the file says {stated.hex()[:16]}...",
-            offset=len(data) - _DIGEST,
+            offset=length - _DIGEST,
             help="copy it again; nothing of it can be trusted",
         )
+    return length
 
 
-def _sections(data: bytes, source: str) -> Iterator[tuple[bytes, int, bytes]]:
-    """Yield tag, offset and payload of each known section; raises SourceError for the others that are required."""
-    count, end = _HEADER.unpack_from(data)[2], len(data) - _DIGEST
+def _digests(stream: Stream) -> tuple[int, bytes, bytes]:
+    """Return how many bytes there are, no more than one beyond LONGEST; their SHA-256; and the one at the end."""
+    digest, tail, length = hashlib.sha256(), b"", 0
+    while length <= LONGEST and (piece := stream.read_at(length, min(_PIECE, LONGEST + 1 - length))):
+        length += len(piece)
+        tail += piece
+        digest.update(tail[:-_DIGEST])
+        tail = tail[-_DIGEST:]
+    return length, digest.digest(), tail
+
+
+def _sections(stream: Stream, length: int, budget: Budget) -> Iterator[tuple[bytes, int, int]]:
+    """Yield tag, offset and size of each known section's payload; raises SourceError for others that are required."""
+    source = stream.name
+    count, end = _HEADER.unpack(stream.read_at(0, _HEADER.size))[2], length - _DIGEST
+    budget.hold(SECTIONS, count, offset=_COUNT_AT)
     at = _HEADER.size
     for _ in range(count):
         if at + _SECTION.size > end:
             raise SourceError(source, "a section begins behind the last byte", offset=at)
-        tag, flags, size = _SECTION.unpack_from(data, at)
+        tag, flags, size = _SECTION.unpack(stream.read_at(at, _SECTION.size))
         start = at + _SECTION.size
         if size > end - start:
             raise SourceError(
                 source, f"section {_text(tag)} has {size} bytes, {end - start} are left", offset=at
             )
         if tag in _TAGS:
-            yield tag, start, data[start : start + size]
+            if tag != _MEMORY_TAG:
+                budget.hold(SECTION, size, offset=at, lead=f"section {_text(tag)} has ")
+            yield tag, start, size
         elif flags & _REQUIRED:
             raise SourceError(source, f"section {_text(tag)} is not known, and must be", offset=at)
         at = start + size + -size % _UNIT
@@ -248,15 +290,13 @@ def _program(checkpoint: Checkpoint) -> bytes:
     return _PROGRAM.pack(*numbers, *places, len(name), 0) + name
 
 
-def _read_checkpoint(registers: bytes, program: bytes, memory: tuple[Piece, ...]) -> Checkpoint:
+def _read_checkpoint(registers: bytes, program: bytes) -> Checkpoint:
+    """Return a checkpoint whose memory is still to be read."""
     _expect_size("REGS", registers, _REGISTERS.size)
     seed, argument, features, start, size, base, block, length, _ = _PROGRAM.unpack_from(program)
     _expect_size("PROG", program, _PROGRAM.size + length)
     values = _REGISTERS.unpack(registers)
     general, (rip, rflags, fs_base, gs_base) = values[: len(GENERAL)], values[len(GENERAL) :]
-    for piece in memory:
-        if not start <= piece.address <= piece.address + len(piece.data) <= start + size:
-            raise ValueError(f"memory at {piece.address:#x} lies outside {start:#x} to {start + size:#x}")
     if size > LONGEST:
         raise ValueError(f"{size} bytes of memory, and files have at most {LONGEST}")
     return Checkpoint(
@@ -269,12 +309,18 @@ def _read_checkpoint(registers: bytes, program: bytes, memory: tuple[Piece, ...]
         base=base,
         block=block,
         registers=GeneralRegisters(general, rip, rflags, fs_base, gs_base),
-        memory=memory,
+        memory=(),
     )
 
 
-def _read_piece(payload: bytes) -> Piece:
-    return Piece(_ADDRESS.unpack_from(payload)[0], payload[_ADDRESS.size :])
+def _memory_place(stream: Stream, start: int, size: int, guest: Checkpoint) -> tuple[int, int, int]:
+    """Return a piece's address, and where in the file its bytes lie and how many they are."""
+    (address,) = _ADDRESS.unpack(stream.read_at(start, min(size, _ADDRESS.size)))
+    held = size - _ADDRESS.size
+    first, last = guest.memory_start, guest.memory_start + guest.memory_size
+    if not first <= address <= address + held <= last:
+        raise ValueError(f"memory at {address:#x} lies outside {first:#x} to {last:#x}")
+    return address, start + _ADDRESS.size, held
 
 
 def _expect_size(tag: str, payload: bytes, size: int) -> None:

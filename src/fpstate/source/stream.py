@@ -1,6 +1,6 @@
 """The bytes of a source by offset: a file, standard input, or what a compressed file inflates to.
 
-Sizes in a file are claims. A stream gives what is there and never more than ``limit`` bytes of it, so that a
+Sizes in a file are claims. A stream gives what is there and never more than its budgets allow, so that a
 reader that compares both before it allocates needs little memory, whatever the file says.
 """
 
@@ -10,17 +10,25 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from dataclasses import replace
+from typing import BinaryIO, Final, Protocol
 
 from fpstate.errors import SourceError
+from fpstate.source.budget import COPIED, INFLATED, POSITION, Budget
+from fpstate.source.reader import COMPRESSED, HEAD_SIZE, longest, reader_for
 
-INFLATED_LIMIT = 2 << 30
+INFLATED_LIMIT: Final = POSITION.fixed
 """Bytes that are inflated of a compressed source before it is refused."""
-_KEPT = 1 << 20
+_KEPT: Final = 1 << 20
+_BLOCK: Final = 512
+"""Bytes of a block in ``st_blocks`` (stat(2))."""
 
 
 class Stream(Protocol):
-    """Bytes that can be read at any offset; ``size`` is None where the end has not been seen yet."""
+    """Bytes that can be read at any offset; ``size`` is None where the end has not been seen yet.
+
+    One that has ``stored`` says how many bytes its file has as it is stored (``budget.stored_size``).
+    """
 
     name: str
 
@@ -41,7 +49,9 @@ class FileStream:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.name = name
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        self._size = status.st_size
+        self.stored = min(status.st_size, status.st_blocks * _BLOCK)
 
     @property
     def size(self) -> int:
@@ -65,6 +75,7 @@ class MemoryStream:
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
+        self.stored = len(data)
         self._data = data
 
     @property
@@ -83,14 +94,19 @@ class MemoryStream:
 class InflatedStream:
     """A compressed file, inflated piece by piece as far as it is asked for.
 
-    Its beginning is kept, what follows is not: reading backwards behind the first MiB starts over.
+    Its beginning is kept, what follows is not: reading backwards behind the first MiB starts over. ``budget`` has
+    what was inflated so far, in all and since the last start, and refuses a file that makes its readers go back and
+    forth.
     """
 
     def __init__(self, compressed: FileStream, codec: str, limit: int = INFLATED_LIMIT) -> None:
         self.name = compressed.name
+        self.stored = compressed.stored
+        self.budget = Budget.of(compressed)
         self._compressed = compressed
         self._codec = codec
-        self._limit = limit
+        self._position = replace(POSITION, fixed=limit)
+        self._in_all = replace(INFLATED, fixed=limit * (INFLATED.fixed // POSITION.fixed))
         self._head = bytearray()
         self._end: int | None = None
         self._restart()
@@ -124,20 +140,20 @@ class InflatedStream:
     def _restart(self) -> None:
         from fpstate.source.inflate import inflate
 
-        self._pieces: Iterator[bytes] = inflate(self._compressed, self._codec)
+        self._pieces: Iterator[bytes] = inflate(self._compressed, self._codec, self.budget)
         self._start, self._piece = 0, b""
 
     def _advance(self) -> bool:
         self._start += len(self._piece)
         self._piece = next(self._pieces, b"")
         end = self._start + len(self._piece)
-        if end > self._limit:
-            raise SourceError(
-                self.name,
-                f"inflates to more than {self._limit} bytes",
-                offset=self._limit,
-                help=f"inflate it first: {self._codec} -d",
-            )
+        self.budget.hold(self._position, end, offset=self._position.fixed, lead="inflates to ")
+        self.budget.charge(
+            self._in_all,
+            len(self._piece),
+            offset=self._start,
+            lead="its parts lie so that it would have to be inflated again and again: ",
+        )
         if self._start == len(self._head) < _KEPT:
             self._head += self._piece
         if not self._piece:
@@ -158,41 +174,55 @@ def read_exactly(stream: Stream, offset: int, size: int, what: str) -> bytes:
     return data
 
 
-def open_stream(source: str) -> Stream:
+def open_stream(source: str, *, raw: bool = False) -> Stream:
     """Open a path, or standard input for ``-``, inflating xz, gzip, bzip2 and zstd; raises OSError, SourceError.
 
-    Whoever opens it closes it.
+    A pipe or a device is copied first, and no further than a source may be long that begins so; ``raw`` says that it
+    is a single state whatever it begins with. Raises BudgetExceeded for one that goes on. Whoever opens the stream
+    closes it.
     """
     name = "standard input" if source == "-" else source
     file: BinaryIO = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115 - the stream owns it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file = _copied(file, name)
+        file = _copied(file, name, raw=raw)
     return inflated(FileStream(file, name))
 
 
 def inflated(stream: FileStream, limit: int = INFLATED_LIMIT) -> Stream:
     """Return the stream itself, or what it inflates to where it begins as a compressed file does."""
-    head = stream.read_at(0, 6)
-    for magic, codec in MAGICS.items():
+    head = stream.read_at(0, HEAD_SIZE)
+    for magic, codec in COMPRESSED.items():
         if head.startswith(magic):
             return InflatedStream(stream, codec, limit)
     return stream
 
 
-def _copied(pipe: BinaryIO, name: str) -> BinaryIO:
-    """Copy what cannot be read by offset to a file that has no name, so that nobody else can open it."""
+def _copied(pipe: BinaryIO, name: str, *, raw: bool) -> BinaryIO:
+    """Copy what cannot be read by offset to a file that has no name, so that nobody else can open it.
+
+    The first bytes say how long it may be: what is no file of ours is one raw state, and soon too long for that. What
+    begins as a core or a minidump and is none is refused at once.
+    """
     import tempfile
 
-    copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - the stream owns it
-    for piece in iter(lambda: pipe.read(_KEPT), b""):
-        if copy.tell() + len(piece) > INFLATED_LIMIT:
-            raise SourceError(name, f"more than {INFLATED_LIMIT} bytes", offset=INFLATED_LIMIT)
-        copy.write(piece)
-    copy.flush()
-    if pipe is not sys.stdin.buffer:
-        pipe.close()
+    try:
+        head = pipe.read(HEAD_SIZE)
+        budget = Budget(name)
+        if len(head) == HEAD_SIZE and not raw:
+            reader_for(head).check_head(MemoryStream(head, name))
+        allowed = replace(COPIED, fixed=longest(head, raw=raw))
+        copy: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - the stream owns it
+        try:
+            piece = head
+            while piece:
+                budget.charge(allowed, len(piece), offset=allowed.fixed, lead="a pipe or device of ")
+                copy.write(piece)
+                piece = pipe.read(_KEPT)
+            copy.flush()
+        except BaseException:
+            copy.close()
+            raise
+    finally:
+        if pipe is not sys.stdin.buffer:
+            pipe.close()
     return copy
-
-
-MAGICS = {b"\xfd7zXZ\0": "xz", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
-"""How compressed files begin, and the tool that inflates them."""

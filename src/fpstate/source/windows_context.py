@@ -41,6 +41,8 @@ _FLOATING_POINT, _EXTENDED_REGISTERS, _XSTATE = 0x08, 0x20, 0x40
 _CONTEXT_EX: Final = struct.Struct("<iIiIiI")
 """Offset and length of all, of the CONTEXT and of the XSTATE area; offsets count from the CONTEXT_EX."""
 _XSTATE_HEADER: Final = struct.Struct("<QQ")
+_NOTHING: Final = Image(bytes(MIN_SIZE), Layout.from_places(Format.STANDARD, ()), "format")
+"""The image of every context without a state: read-only, and so shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def read_context(
     contradicts itself, LayoutError, AmbiguousLayout.
     """
     if not data:
-        return Context(_nothing(), (_no_state(),))
+        return Context(_NOTHING, (_no_state(),))
     shape = _SHAPES[machine]
     flags = _flags(data, shape, machine)
     findings: tuple[Finding, ...] = ()
@@ -99,7 +101,7 @@ def read_context(
     if shape.fsave is not None and flags & _FLOATING_POINT:
         image = from_fsave(data[shape.fsave : shape.fsave + FSAVE_SIZE])
         return Context(image, (*findings, _legacy_only("x87")))
-    return Context(_nothing(), findings or (_no_state(),))
+    return Context(_NOTHING, findings or (_no_state(),))
 
 
 def _flags(data: bytes, shape: Shape, machine: str) -> int:
@@ -230,10 +232,6 @@ def _dropped(length: int) -> Finding:
         source="MiniDumpWriteDump",
         help="MiniDumpWithAvxXStateContext keeps it",
     )
-
-
-def _nothing() -> Image:
-    return Image(bytes(MIN_SIZE), Layout.from_places(Format.STANDARD, ()), "format")
 
 
 def _legacy_only(held: str) -> Finding:

@@ -99,8 +99,10 @@ def test_what_the_kernel_refuses_is_told_with_what_to_try(with_tiles, capsys, nu
 # The mix of a run
 
 
-def mixed(cpu: str, usable: int, startable: int = 0) -> tuple[set[str], dict[str, str]]:
-    mix = choose([], Cpu.catalog(cpu), usable, startable=startable, format=None)
+def mixed(cpu: str, usable: int, requestable: int, startable: int = 0) -> tuple[set[str], dict[str, str]]:
+    mix = choose(
+        [], Cpu.catalog(cpu), usable, requestable=requestable, startable=startable | requestable, format=None
+    )
     return {program.name for program, _ in mix.programs}, dict(mix.left_out)
 
 
@@ -118,6 +120,11 @@ def test_they_are_left_out_where_they_were_not_and_it_is_said_how_to_get_them(bu
 
 def test_where_the_processor_lacks_them_no_request_is_named(built):
     _, left_out = mixed("zen4", 0xE7, 0xE7)
+    assert left_out == {"amx_matmul": "needs TILECFG|TILEDATA"}
+
+
+def test_where_guests_of_a_kvm_lack_what_the_processor_has_no_request_is_named(built):
+    _, left_out = mixed("emerald-rapids", 0xE7, 0xE7, 0x600E7)
     assert left_out == {"amx_matmul": "needs TILECFG|TILEDATA"}
 
 

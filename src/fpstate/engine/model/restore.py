@@ -213,5 +213,5 @@ def _load_x87(machine: Machine, area: Area | bytes, wide: bool) -> None:
 def _remember(machine: Machine, rfbm: int, address: int | None, xcomp_bv: int) -> None:
     """Set XRSTOR_INFO and XMODIFIED; an unknown address matches no save."""
     file = machine.file
-    file.modified = ~rfbm
+    file.modified = file.modified_upper = ~rfbm
     file.info = None if address is None else RestoreInfo(machine.cpl, machine.non_root, address, xcomp_bv)

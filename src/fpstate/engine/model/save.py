@@ -102,7 +102,9 @@ def unmodified(machine: Machine, address: int | None, xcomp_bv: int) -> int:
         machine.non_root,
     ):
         return 0
-    return ~machine.file.modified
+    file = machine.file
+    all_registers = machine.long_mode or machine.behaviour.upper_in_use
+    return ~(file.modified | file.modified_upper) if all_registers else ~file.modified
 
 
 def _check(machine: Machine, area: Area, size: int, address: int | None) -> None:
