@@ -184,6 +184,24 @@ def test_a_break_is_kept_with_a_smaller_input_that_shows_it_again(tmp_path, monk
     assert "seven" in capsys.readouterr().out
 
 
+def test_a_process_that_dies_is_told_with_what_it_died_of(tmp_path, monkeypatch, capsys):
+    """As a reader that ends the process in C would: by a signal, in the middle of an input."""
+    (tmp_path / "unguided.py").write_text(
+        "import os, pathlib, sys\n"
+        "work = pathlib.Path(sys.argv[2])\n"
+        "(work / 'current').write_bytes(bytes(9))\n"
+        '(work / \'stats.json\').write_text(\'{"inputs": 7, "worst_memory": 0, "worst_seconds": 0,'
+        ' "worst_inflated": 0, "breaks": {}}\')\n'
+        "os.kill(os.getpid(), 11)\n"
+    )
+    monkeypatch.setattr(campaign, "HERE", tmp_path)
+    row = campaign._kind("raw", tmp_path, tmp_path / "finds", ["-runs=100"], 1, guided=False)
+    assert row[:3] == ("raw", "35", "5")
+    told = json.loads(next((tmp_path / "finds").glob("raw-death-*.json")).read_text())
+    assert (told["key"], told["first_choices"]) == ("death: -11", bytes(9).hex())
+    assert "the process died" in capsys.readouterr().err
+
+
 def test_choices_are_made_smaller_as_far_as_they_still_show_it():
     data = choices("smaller", 1)
     wanted = data[100:103]
