@@ -55,10 +55,12 @@ performance: $(VENV)/installed-bench
 	$(BIN)/fpstate bench --json --plot docs/performance.svg > build/performance.json
 	$(BIN)/python -m fpstate.bench.page build/performance.json docs/performance.md
 
-# Every source under coverage-guided fuzzing, FUZZ_SECONDS in all; what crashes is kept in build/fuzz.
+# Every source under coverage-guided fuzzing, FUZZ_SECONDS in all, or FUZZ_INPUTS; what breaks is kept in build/fuzz.
 FUZZ_SECONDS ?= 60
+FUZZ_INPUTS ?= 0
+FUZZ_SEED ?= 1
 fuzz: $(VENV)/installed
-	./tests/fuzz/run.sh $(BIN)/python $(FUZZ_SECONDS)
+	./tests/fuzz/run.sh $(BIN)/python --seconds $(FUZZ_SECONDS) --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
 # The core once more, with AddressSanitizer and UndefinedBehaviorSanitizer, under its own tests.
 sanitize: $(SANITIZED)/installed

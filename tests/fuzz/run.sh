@@ -1,31 +1,29 @@
 #!/usr/bin/env bash
-# Fuzz every source in turn: run.sh PYTHON [SECONDS], the seconds in all. Exit 3 where atheris cannot be had.
+# Fuzz every kind of source: run.sh PYTHON [options of campaign.py]. Without atheris, which guides the search and is for
+# x86-64 Linux and a few Pythons alone, numbered inputs are tried instead, and that is said.
 set -euo pipefail
 python=$1
-seconds=${2:-60}
+shift
 here=$(cd "$(dirname "$0")" && pwd)
-finds=build/fuzz
-targets=(core minidump criu raw)
+project=$(cd "$here/../.." && pwd)
 
-if ! "$python" -c 'import atheris, google.protobuf' 2>/dev/null; then
-    project=$(cd "$here/../.." && pwd)
-    needs=$("$python" -c '
+has() {
+    "$python" -c "import $1" 2>/dev/null
+}
+
+if ! has atheris || ! has google.protobuf || ! has zstandard; then
+    # One by one, for there may be no atheris, and the rest is needed all the same.
+    "$python" -c '
 import sys, tomllib
 with open(sys.argv[1], "rb") as file:
-    print(*tomllib.load(file)["project"]["optional-dependencies"]["fuzz"])' "$project/pyproject.toml")
-    # shellcheck disable=SC2086 - one word each
-    if ! "$python" -m pip install --quiet --disable-pip-version-check $needs; then
-        echo "atheris cannot be installed for $("$python" --version): nothing was fuzzed" >&2
-        exit 3
-    fi
+    print(*tomllib.load(file)["project"]["optional-dependencies"]["fuzz"], sep="\n")' "$project/pyproject.toml" |
+        while read -r need; do
+            "$python" -m pip install --quiet --disable-pip-version-check "$need" ||
+                echo "$need cannot be installed for $("$python" --version)" >&2
+        done
 fi
-# The fuzzer ends the process, so that Python cannot clear its folder away.
-TMPDIR=$(mktemp -d)
-export TMPDIR
-trap 'rm -rf "$TMPDIR"' EXIT
-mkdir -p "$finds"
-for target in "${targets[@]}"; do
-    echo "== $target, $((seconds / ${#targets[@]})) seconds"
-    "$python" "$here/fuzz_$target.py" -max_total_time=$((seconds / ${#targets[@]})) \
-        -artifact_prefix="$finds/$target-" -verbosity=0 -print_final_stats=1
-done
+if ! has google.protobuf || ! has zstandard; then
+    echo "without protobuf and zstandard there is nothing to read CRIU images and zstd with: nothing was fuzzed" >&2
+    exit 3
+fi
+exec "$python" "$here/campaign.py" "$@"

@@ -160,7 +160,7 @@ class Layout:
             places = [Place(int(p["component"]), int(p["offset"]), int(p["size"])) for p in data["places"]]
             layout = cls.from_places(Format(data["format"]), places, size=int(data["size"]))
             mask = int(data["mask"], 16)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # the last is int() of infinity
             raise LayoutError(f"not a layout: {error!r}") from error
         if mask != layout.mask:
             raise LayoutError(f"the mask {mask:#x} is not that of the places, {layout.mask:#x}")

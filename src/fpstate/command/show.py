@@ -140,10 +140,10 @@ def _layout(path: str) -> Layout:
 
     from fpstate.arch.layout import Layout
 
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         text = file.read(_LAYOUT_LIMIT)
     try:
-        data = json.loads(text)
+        data = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise LayoutError(f"{path}: {error}") from error
     return Layout.from_dict(data.get("layout", data) if isinstance(data, dict) else {})

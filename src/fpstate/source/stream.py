@@ -20,6 +20,7 @@ from fpstate.source.reader import COMPRESSED, HEAD_SIZE, longest, reader_for
 INFLATED_LIMIT: Final = POSITION.fixed
 """Bytes that are inflated of a compressed source before it is refused."""
 _KEPT: Final = 1 << 20
+_RECENT: Final = 256 << 10
 _BLOCK: Final = 512
 """Bytes of a block in ``st_blocks`` (stat(2))."""
 
@@ -94,7 +95,7 @@ class MemoryStream:
 class InflatedStream:
     """A compressed file, inflated piece by piece as far as it is asked for.
 
-    Its beginning is kept, what follows is not: reading backwards behind the first MiB starts over. ``budget`` has
+    Its beginning is kept, and so is what was inflated last: reading back to anywhere else starts over. ``budget`` has
     what was inflated so far, in all and since the last start, and refuses a file that makes its readers go back and
     forth.
     """
@@ -127,8 +128,8 @@ class InflatedStream:
         found = bytearray()
         while len(found) < size:
             begin = offset + len(found) - self._start
-            if begin < len(self._piece):
-                found += self._piece[begin : begin + size - len(found)]
+            if begin < len(self._recent):
+                found += self._recent[begin : begin + size - len(found)]
             elif not self._advance():
                 break
         return bytes(found)
@@ -141,24 +142,29 @@ class InflatedStream:
         from fpstate.source.inflate import inflate
 
         self._pieces: Iterator[bytes] = inflate(self._compressed, self._codec, self.budget)
-        self._start, self._piece = 0, b""
+        self._start, self._recent = 0, bytearray()
 
     def _advance(self) -> bool:
-        self._start += len(self._piece)
-        self._piece = next(self._pieces, b"")
-        end = self._start + len(self._piece)
+        begin = self._start + len(self._recent)
+        piece = next(self._pieces, b"")
+        end = begin + len(piece)
         self.budget.hold(self._position, end, offset=self._position.fixed, lead="inflates to ")
         self.budget.charge(
             self._in_all,
-            len(self._piece),
-            offset=self._start,
+            len(piece),
+            offset=begin,
             lead="its parts lie so that it would have to be inflated again and again: ",
         )
-        if self._start == len(self._head) < _KEPT:
-            self._head += self._piece
-        if not self._piece:
+        if begin == len(self._head) < _KEPT:
+            self._head += piece
+        if not piece:
             self._end = end
-        return bool(self._piece)
+        # A member can end anywhere, and whoever reads ahead of a description reads it once more.
+        if (excess := len(self._recent) - _RECENT) > 0:
+            del self._recent[:excess]
+            self._start += excess
+        self._recent += piece
+        return bool(piece)
 
 
 def read_exactly(stream: Stream, offset: int, size: int, what: str) -> bytes:

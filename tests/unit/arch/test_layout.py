@@ -221,7 +221,10 @@ def test_a_layout_survives_json() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"mask": "0x3"}, {"format": "odd"}, {"places": 3}, {"places": [{}]}, {"size": 10}, {"mask": None}],
+    [
+        *({"mask": "0x3"}, {"format": "odd"}, {"places": 3}, {"places": [{}]}, {"size": 10}, {"mask": None}),
+        *({"size": float("inf")}, {"size": float("nan")}),
+    ],
 )
 def test_a_damaged_description_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(LayoutError):

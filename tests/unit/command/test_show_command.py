@@ -278,3 +278,16 @@ def test_the_mask_in_a_buffer_of_kvm_is_not_taken_for_xcr0(tmp_path, capsys):
     path = tmp_path / "raw"
     path.write_bytes(data)
     assert "inferred: INFERRED from the host's mask" in show(capsys, str(path))[1]
+
+
+@pytest.mark.parametrize(
+    "text", [b"{\xff}", b"[" * 100_000, b'{"places":[],"format":"standard","mask":"0","size":1e999}']
+)
+def test_a_layout_that_is_no_text_or_no_json_is_refused(text, tmp_path, capsys):
+    state, layout = tmp_path / "state.bin", tmp_path / "layout.json"
+    state.write_bytes(bytes(576))
+    layout.write_bytes(text)
+    assert main(["show", str(state), "--layout", str(layout)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("fpstate: ")

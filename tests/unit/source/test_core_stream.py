@@ -127,6 +127,31 @@ def test_the_beginning_is_kept_and_reading_backwards_starts_over(on_disk):
     assert stream._start < before
 
 
+@pytest.mark.parametrize("member", [100, 4096, 100_000])
+def test_what_was_read_last_is_kept_wherever_members_end(on_disk, member):
+    data = random.Random(3).randbytes(3 << 20)
+    pieces = (data[at : at + member] for at in range(0, len(data), member))
+    stream = on_disk(b"".join(gzip.compress(piece, 1) for piece in pieces))
+    assert isinstance(stream, InflatedStream)
+    passes = count_passes(stream)
+    for at in range(2 << 20, (2 << 20) + 400_000, 5000):
+        assert stream.read_at(at, 20_000) == data[at : at + 20_000]
+        assert stream.read_at(at - 40_000, 10) == data[at - 40_000 :][:10]
+    assert passes() == 0
+
+
+def count_passes(stream):
+    restarts = []
+    intact = stream._restart
+
+    def restart():
+        restarts.append(stream._start)
+        intact()
+
+    stream._restart = restart
+    return lambda: len(restarts)
+
+
 def test_a_pipe_is_copied_to_a_file_without_a_name(tmp_path, monkeypatch):
     read_end, write_end = os.pipe()
     os.write(write_end, b"MDMP and more")

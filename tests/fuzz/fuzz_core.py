@@ -1,5 +1,0 @@
-"""Fuzzes the target ``core``; see harness.py."""
-
-from harness import fuzz
-
-fuzz("core")

@@ -1,5 +1,0 @@
-"""Fuzzes the target ``minidump``; see harness.py."""
-
-from harness import fuzz
-
-fuzz("minidump")

@@ -1,5 +1,0 @@
-"""Fuzzes the target ``raw``; see harness.py."""
-
-from harness import fuzz
-
-fuzz("raw")
