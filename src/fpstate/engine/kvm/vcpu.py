@@ -151,7 +151,9 @@ class KvmVcpu:
             self.run()
         finally:
             self.immediate_exit = False
-        self._open = False  # last: who is interrupted here does it again, and no run is left with immediate_exit
+        self._open = (
+            False  # last: who is interrupted here does it again, and no run is left with immediate_exit
+        )
 
     @property
     def shared(self) -> mmap.mmap:
