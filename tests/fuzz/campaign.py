@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -95,7 +96,9 @@ def _kind(
     while True:
         options = [f"-seed={seed + deaths}", *_rest(bounds, all_stats)]
         asked = [sys.executable, str(script), kind, str(work), str(finds), *options]
-        ended = subprocess.run(asked, stderr=subprocess.PIPE, text=True, errors="replace")
+        # The same seed is to be the same search, and sets have an order that coverage sees.
+        environment = os.environ | {"PYTHONHASHSEED": "0"}
+        ended = subprocess.run(asked, stderr=subprocess.PIPE, text=True, errors="replace", env=environment)
         if (work / STATS).exists() and (text := (work / STATS).read_text()):
             all_stats.append(json.loads(text))
         if found := _COVERAGE.findall(ended.stderr):

@@ -27,7 +27,7 @@ _HANG: Final = 900
 def main() -> None:
     """Search until libFuzzer's bounds end it, which ends the process."""
     kind, work, finds, *options = sys.argv[1:]
-    corpus = Path(work) / CORPUS
+    corpus = Path(work).absolute() / CORPUS
     corpus.mkdir(parents=True, exist_ok=True)
     for number in range(_FIRST):
         (corpus / f"{number:03}").write_bytes(choices(f"first {kind}", number))

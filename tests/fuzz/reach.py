@@ -43,7 +43,7 @@ def reach(kind: str, folder: Path) -> tuple[int, int]:
     def each_call(frame: FrameType, event: str, _: Any) -> Any:
         return each_line if frame.f_code.co_filename in files else None
 
-    paths = sorted(folder.iterdir())
+    paths = sorted(folder.absolute().iterdir())
     with Judge() as judge, Trial(judge) as trial:
         for path in paths[:: max(1, len(paths) // _MOST)]:
             made = make(kind, path.read_bytes())

@@ -57,8 +57,8 @@ class Session:
 
     def __init__(self, kind: str, finds: Path, work: Path) -> None:
         self.stats = Stats(kind)
-        self._finds = finds
-        self._work = work
+        self._finds = finds.absolute()
+        self._work = work.absolute()
         self._judge = Judge()
         self._trial = Trial(self._judge)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import campaign
 import pytest
@@ -131,7 +130,7 @@ def refuses(path, data):
 
 
 def leaves(path, data):
-    with open(f"{os.path.dirname(path)}/.out.bin.0123", "wb") as file:
+    with open(".out.bin.0123", "wb") as file:
         file.write(data)
 
 

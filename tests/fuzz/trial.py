@@ -67,13 +67,17 @@ class Trial:
         self._parser = command._parser
         command._parser = _remembered(self._parser)
         self._held = tempfile.TemporaryDirectory(prefix="fpstate-fuzz-", dir=place)
-        self.folder = Path(self._held.name)
+        # Names without the folder's, which is another each time: a search learns from what names are compared with.
+        self._before = os.getcwd()
+        os.chdir(self._held.name)
+        self.folder = Path()
         (self.folder / "state.bin").write_bytes(bytes(512) + (3).to_bytes(8, "little") + bytes(1920))
         (self.folder / "other.bin").write_bytes(bytes(512) + (3).to_bytes(8, "little") + bytes(312))
         return self
 
     def __exit__(self, *_: object) -> None:
         command._parser = self._parser
+        os.chdir(self._before)
         self._held.cleanup()
 
     def run(self, made: Made) -> Outcome:
