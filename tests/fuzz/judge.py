@@ -34,6 +34,7 @@ _HANG: Final = 30.0
 _SPACE: Final = 1 << 30
 """Address space beyond the promise before the kernel gives no more."""
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_OUT_OF_MEMORY: Final = "fpstate: out of memory"
 _ERRNO: Final = re.compile(r"^fpstate: \[Errno", re.MULTILINE)
 _OURS: Final = re.compile(r"^(fpstate: |usage: )", re.MULTILINE)
 _KEPT: Final = 1 << 20
@@ -191,6 +192,8 @@ def _said(run: Run, out: _Sink, err: _Sink, what: str) -> Iterator[Break]:
         yield Break("exit code", what, f"{run.code}")
     elif run.code >= 2 and not _OURS.search(run.err):
         yield Break("silence", what, f"exit code {run.code} without a message")
+    if _OUT_OF_MEMORY in run.err:  # the command says so and ends well; but no file may bring it there
+        yield Break("memory", what, f"more address space than {_SPACE} bytes beyond the promise")
     if _ERRNO.search(run.err):
         yield Break("errno", what, f"an error that is not ours: {run.err[:200]!r}")
     for sink, name in ((out, "standard output"), (err, "standard error")):
