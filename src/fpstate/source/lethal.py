@@ -34,10 +34,10 @@ def dangers(old: Registers, new: Registers) -> Iterator[str]:
             " gets SIGFPE at its next x87 instruction that waits (#MF, SDM vol. 1, 8.6)"
         )
     if taken := _tiles_taken(_value(old, "tilecfg"), _value(new, "tilecfg")):
+        tiles = ", ".join(f"tmm{tile}" for tile in taken)
         yield (
-            f"tilecfg leaves {', '.join(f'tmm{tile}' for tile in taken)} without rows or columns, which the configuration"
-            " in use has: the thread gets SIGILL at its next instruction with such a tile (#UD), unless it loads another"
-            " configuration before"
+            f"tilecfg leaves {tiles} without rows or columns, which the configuration in use has: the thread gets"
+            " SIGILL at its next instruction with such a tile (#UD), unless it loads another configuration before"
         )
 
 
