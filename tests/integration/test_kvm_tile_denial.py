@@ -1,17 +1,18 @@
-"""Tiles that guests of a KVM do not have: denied before they are entered, whether or not the KVM enforces XCR0."""
+"""Programs that need tiles which guests of a KVM do not have: denied unentered; what others hold tells nothing."""
 
 from __future__ import annotations
 
 import pytest
 from kvm_runs import check, run_all, run_one
+from tile_programs import CONFIGURED, FINISH, LEAVE_AND_GO_ON, LOOK, RELEASE, USE
 
 from fpstate.arch.component import AMX, AVX512, LEGACY
 from fpstate.engine.kvm.engine import KvmEngine
-from fpstate.engine.kvm.opcode import loads_tile_configuration
 from fpstate.engine.kvm.small_guest import pkru_inside, xcr0_inside
-from fpstate.engine.kvm.tile_denial import uses_tiles
+from fpstate.engine.kvm.tile_denial import needs_tiles
 from fpstate.errors import PermissionDenied, UnsupportedHere
 from fpstate.program import BUILTIN, Program
+from fpstate.program.load import Segment
 from fpstate.vso.manager import Manager
 from fpstate.vso.vcpu import ExitKind
 
@@ -41,6 +42,14 @@ def unenforced(kvm) -> type[KvmEngine]:
     if inside is None or not inside & AVX512:
         pytest.skip("a KVM that does not enforce XCR0 at CPL 3, on a processor with AVX-512")
     return WithheldAndInForce
+
+
+@pytest.fixture
+def data_program(assemble) -> Program:
+    """A program that has the bytes of LDTILECFG in data alone."""
+    code, data = assemble(FINISHES).memory(), assemble(USES_TILES).memory()
+    segments = (Segment(0, code, len(code), False, True), Segment(4096, data, len(data), False, False))
+    return Program("data", segments, 0)
 
 
 def test_a_guest_tells_which_xcr0_is_in_force(kvm):
@@ -78,7 +87,7 @@ def test_a_program_that_needs_tiles_is_denied_unentered_and_the_others_finish(kv
     run_all(engine, [*good[:2], *bad, *good[2:]])
     for guest in bad:
         assert (guest.exit.kind, guest.exit.code) == (ExitKind.DENIED, 18)
-        assert str(guest.exit).startswith("denied: TILEDATA was used, and only X87|SSE")
+        assert "denied: amx_matmul needs TILEDATA, and guests of this KVM have X87|SSE" in str(guest.exit)
         assert isinstance(guest.exit.error, PermissionDenied)
         assert (guest.slices, guest.vso.alive, guest.vso.size, guest.space) == (0, False, 0, None)
     assert [check(guest, seed, 3000) for seed, guest in enumerate(good)] == [None] * 4
@@ -94,14 +103,38 @@ def test_without_tiles_in_the_processor_such_a_program_is_not_for_this_machine(k
     assert engine.manager.statistics().contexts == 0
 
 
-def test_where_nothing_faults_a_program_that_does_not_look_is_denied_too(kvm, unenforced, assemble):
+def test_bytes_of_tile_instructions_that_are_not_executed_deny_nobody(
+    kvm, unenforced, assemble, data_program
+):
     engine = kvm(None, unenforced)
     assert not engine.keeps_residents
-    guest = run_one(engine, assemble(USES_TILES))
-    assert (guest.exit.kind, guest.exit.code, guest.slices) == (ExitKind.DENIED, 18, 0)
-    assert run_one(engine, assemble(FINISHES)).exit.kind is ExitKind.FINISHED
-    for builtin in (CANARY, PROBE):
-        assert check(run_one(engine, builtin.load(), argument=1), 0, 1) is None
+    programs = [
+        assemble(FINISHES + ";" + USES_TILES),
+        data_program,
+        assemble(FINISHES),
+        CANARY.load(),
+        PROBE.load(),
+    ]
+    guests = [engine.vcpu(program, argument=1) for program in programs]
+    run_all(engine, guests)
+    assert {str(guest.exit) for guest in guests} == {"finished"}
+    assert engine.manager.statistics().denials == 0
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["shared", "one each"])
+def test_where_nothing_faults_whoever_uses_tiles_is_denied_at_the_next_exit(kvm, assemble, each):
+    engine = kvm(each=each)
+    if not engine.manager.config.user_max.features & AMX:
+        pytest.skip("a processor with AMX")
+    if engine.keeps_residents:
+        pytest.skip("a KVM that does not enforce XCR0 at CPL 3, and gives guests no AMX")
+    good = [engine.vcpu(CANARY.load(), seed=seed, argument=300) for seed in range(2)]
+    bad = engine.vcpu(assemble(CONFIGURED + USE + LEAVE_AND_GO_ON + LOOK + RELEASE + FINISH))
+    run_all(engine, [good[0], bad, good[1]])
+    assert (bad.exit.kind, bad.exit.code, bad.slices > 0) == (ExitKind.DENIED, 17, True)
+    assert "TILECFG" in str(bad.exit)
+    assert "guests of this KVM have" in str(bad.exit)
+    assert [check(guest, seed, 300) for seed, guest in enumerate(good)] == [None] * 2
 
 
 def test_where_instructions_fault_it_is_entered_and_the_fault_decides(kvm, assemble):
@@ -128,42 +161,20 @@ def test_a_state_that_may_not_be_kept_is_loaded_each_time(kvm, unenforced, each)
     assert len(loads) == guest.slices >= 10
 
 
-@pytest.mark.parametrize(
-    ("body", "found"),
-    [
-        ("ldtilecfg [rax]", True),
-        ("ldtilecfg [r9 + 8 * r10 + 5]", True),
-        ("ldtilecfg [rip + 77]", True),
-        ("sttilecfg [rax]", False),
-        ("tilerelease", False),
-        ("tilezero tmm0", False),
-        ("vpshufb xmm0, xmm1, xmm2", False),
-    ],
-)
-def test_code_that_can_load_a_configuration_is_known(assemble, body, found):
-    program = assemble(body)
-    assert loads_tile_configuration(program.memory()) == found
-    assert uses_tiles(program, enforced=False) == found
-    assert not uses_tiles(program, enforced=True)
-
-
 @pytest.mark.parametrize("builtin", BUILTIN.values(), ids=list(BUILTIN))
 def test_which_built_in_programs_would_be_denied(builtin):
-    program: Program = builtin.load()
-    assert loads_tile_configuration(program.memory()) == (builtin in (CANARY, MATMUL))
-    assert uses_tiles(program, enforced=False) == (builtin is MATMUL)
+    assert needs_tiles(builtin.load()) == (builtin is MATMUL)
 
 
 def test_tiles_that_are_permitted_and_not_there_are_said_to_be_missing(kvm):
     from fpstate.arch import Cpu
     from fpstate.engine.kvm.tile_denial import denial
-    from fpstate.vso.permission import Kind
 
     manager = Manager(Cpu.catalog("emerald-rapids"))
-    manager.request(18, Kind.GUEST)
-    ended = denial(manager, manager.create(Kind.GUEST), "amx", 0xE7)
+    ended = denial(manager, "amx", 0xE7)
     assert ended.code == 18
-    assert "amx uses TILEDATA, and guests of this KVM have X87|SSE|AVX|OPMASK" in str(ended)
+    assert manager.statistics().denials == 1
+    assert "amx needs TILEDATA, and guests of this KVM have X87|SSE|AVX|OPMASK" in str(ended)
 
 
 def test_no_state_is_made_of_a_program_with_tiles_that_guests_do_not_have(kvm, monkeypatch, assemble):
@@ -172,8 +183,9 @@ def test_no_state_is_made_of_a_program_with_tiles_that_guests_do_not_have(kvm, m
     kvm()
     monkeypatch.setattr(Session, "_withheld", AMX)
     with Session() as session:
-        for program in (assemble(USES_TILES), MATMUL.load()):
-            with pytest.raises(UnsupportedHere, match=r"needs TILECFG\|TILEDATA, which guests of this KVM"):
-                session.start(program)
+        with pytest.raises(UnsupportedHere, match=r"needs TILECFG\|TILEDATA, which guests of this KVM"):
+            session.start(MATMUL.load())
+        session.start(assemble(FINISHES + ";" + USES_TILES))
+        session.finish()
         session.start(CANARY.load(), argument=100)
         assert CANARY.check(session.finish().result, 0, 100, session.features) is None

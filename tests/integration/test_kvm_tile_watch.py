@@ -9,14 +9,17 @@ import sys
 import pytest
 from kvm_runs import check, run_all, run_one
 from tile_programs import (
+    COUNT,
     ERASED,
     FAULT,
     FINISH,
     LEAVE_AND_GO_ON,
     LOOK,
     MADE,
+    NOT_A_BREAKPOINT,
     PORT_AND_GO_ON,
     RELEASE,
+    STORE,
     USE,
     restored,
     spin,
@@ -25,7 +28,7 @@ from tile_programs import (
 from fpstate.arch.component import AMX
 from fpstate.engine.kvm import queue as kvm_queue
 from fpstate.engine.kvm.engine import KvmEngine
-from fpstate.engine.kvm.opcode import can_load_tiles
+from fpstate.engine.kvm.opcode import can_load_tiles, can_read_tiles
 from fpstate.engine.kvm.session import Session
 from fpstate.engine.kvm.supervisor import STACK_TOP
 from fpstate.engine.kvm.tile_watch import TileWatch, xinuse_of
@@ -37,6 +40,8 @@ from fpstate.vso.vcpu import ExitKind
 
 CANARY = BUILTIN["canary"]
 ROUNDS = 300
+SHORT = 100_000
+"""Nanoseconds that a guest behind a supposed breakpoint does not get done in."""
 USES = {
     "made, then finished": MADE + FINISH,
     "made, a yield by the call": MADE + LEAVE_AND_GO_ON + RELEASE + FINISH,
@@ -140,6 +145,64 @@ def test_where_another_thread_had_the_processor_the_code_decides(unkept, assembl
     assert check(run_one(engine, CANARY.load(), seed=2, argument=ROUNDS), 2, ROUNDS) is None
 
 
+def fixed(program: Program) -> Program:
+    """Return a program as it is, in memory that it cannot write."""
+    code = program.memory()
+    return Program(program.name, (Segment(0, code, len(code), False, True),), program.entry)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["shared", "one each"])
+def test_tiles_given_back_after_exits_without_a_look_deny_in_code_that_cannot_change_too(
+    unkept, assemble, each, monkeypatch
+):
+    """Behind a byte CCH a guest keeps its KVM vCPU, as a #BP may be pending: each exit drops its tiles."""
+    monkeypatch.setattr(kvm_queue, "_MOST_STAYS", 1000)  # none of them ends with a look
+    body = restored(0x20000) + USE + NOT_A_BREAKPOINT + STORE + RELEASE + COUNT + FINISH
+    engine = unkept(each=each, timeout=60)
+    good = engine.vcpu(CANARY.load(), seed=1, argument=ROUNDS)
+    bad = [engine.vcpu(fixed(assemble(body))) for _ in range(5)]
+    run_all(engine, [good, *bad], quantum=SHORT)
+    assert {(guest.exit.kind, guest.exit.code) for guest in bad} == {(ExitKind.DENIED, 17)}
+    assert check(good, 1, ROUNDS) is None
+    twin = unkept(Unwatched, each=each, timeout=60)
+    unwatched = [twin.vcpu(fixed(assemble(body))) for _ in range(5)]
+    run_all(twin, unwatched, quantum=SHORT)
+    finished = [guest.block.result[:8] for guest in unwatched if guest.exit.kind is ExitKind.FINISHED]
+    assert (1024).to_bytes(8, "little") in finished
+
+
+def test_who_loads_no_tiles_or_reads_none_is_not_denied_for_exits_without_a_look(
+    unkept, assemble, monkeypatch
+):
+    switching(monkeypatch, always=True)
+    engine = unkept(vcpus=1)
+    readers = "tilestored [rsi + rcx], tmm0; tdpbssd tmm0, tmm1, tmm2\n"
+    for body in ("xrstor64 [rsp]; ldtilecfg [rsp]\n", readers):
+        guest = run_one(engine, fixed(assemble(NOT_A_BREAKPOINT + FINISH + body)))
+        assert guest.exit.kind is ExitKind.FINISHED, str(guest.exit)
+    both = run_one(engine, fixed(assemble(FINISH + "xrstor64 [rsp]\n" + readers)))
+    assert (both.exit.kind, both.exit.code) == (ExitKind.DENIED, 17)
+
+
+@pytest.mark.parametrize(("load", "saved"), [("xrstor64 [rsp]", False), ("", True)], ids=["xrstor", "none"])
+def test_a_session_saves_nobody_who_may_have_tiles_where_it_cannot_be_looked_at(
+    unkept, assemble, load, saved
+):
+    unkept().close()
+    with Session() as session:
+        session.start(assemble("jmp 1f; int3; 1: jmp 1b\n" + load))
+        for _ in range(1000):
+            session.run(SHORT)
+            if session.space.code(session.context["rip"] - 1, 1) == b"\xcc":
+                break
+        if saved:
+            assert session.checkpoint().checkpoint.program == "test"
+        else:
+            for _ in range(2):
+                with pytest.raises(UnsupportedHere, match="a look whether test has tiles"):
+                    session.checkpoint()
+
+
 def test_a_guest_is_where_it_was_after_a_look(unkept, assemble):
     """Registers, extended state and the exception stack: a guest may have been stopped on the way to a handler."""
     engine = unkept(vcpus=1)
@@ -188,6 +251,29 @@ def test_the_command_names_who_was_denied_and_no_tiles_among_the_components(unke
     assert (done.returncode, report["ends"], report["wrong"]) == (1, {"denied": 2, "finished": 2}, 0)
     assert "tiles uses TILECFG, and guests of this KVM have" in report["problems"][0]
     assert not {"TILECFG", "TILEDATA"} & set(report["components"])
+
+
+@pytest.mark.parametrize(
+    ("body", "can"),
+    [
+        ("tilestored [rsi + rcx], tmm0", True),
+        ("tilestored [r14 + 8 * r9 + 1024], tmm7", True),
+        ("tdpbssd tmm0, tmm1, tmm2", True),
+        ("tdpbsud tmm7, tmm6, tmm5", True),
+        ("tdpbusd tmm0, tmm1, tmm2", True),
+        ("tdpbuud tmm3, tmm4, tmm0", True),
+        ("tdpbf16ps tmm0, tmm1, tmm7", True),
+        (".byte 0xC4, 0xE2, 0x73, 0x5C, 0xC2", True),  # tdpfp16ps tmm0, tmm2, tmm1
+        (".byte 0xC4, 0xE2, 0x71, 0x6C, 0xC2", True),  # tcmmimfp16ps tmm0, tmm2, tmm1
+        ("tileloadd tmm0, [rsi + rcx]", False),
+        ("tileloaddt1 tmm0, [rsi + rcx]", False),
+        ("tilezero tmm0; tilerelease; sttilecfg [rax]", False),
+        ("xrstor64 [rax]; ldtilecfg [rax]", False),
+        ("vpshufb xmm0, xmm1, xmm2; vpbroadcastd ymm0, xmm1", False),
+    ],
+)
+def test_which_instructions_read_tiles(assemble, body, can):
+    assert can_read_tiles(assemble(body).memory()) == can
 
 
 # Who is watched

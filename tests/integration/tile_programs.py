@@ -17,11 +17,16 @@ _CONFIGURATION = """
     mov byte ptr [rax + 48], 16
 """
 """Palette 1, and tmm0 with 16 rows of 64 bytes."""
-MADE = f"""
+_PREPARED = f"""
     sub rsp, 4096
     and rsp, -64
     mov rax, rsp
     {_CONFIGURATION}
+"""
+CONFIGURED = _PREPARED + "    ldtilecfg [rax]\n"
+"""Load a configuration, in code that shows it."""
+MADE = f"""
+    {_PREPARED}
     mov edx, 0xb6871d3b
     not edx
     mov dword ptr [rip + made], edx
@@ -41,10 +46,12 @@ fill:
     tileloadd tmm0, [rsi + rcx]
 """
 """Put 1024 bytes of 5AH into tmm0."""
-LOOK = f"""
+STORE = """
     add rsi, 1024
     mov ecx, 64
     tilestored [rsi + rcx], tmm0
+"""
+COUNT = f"""
     mov ecx, 1024
     xor edx, edx
 count:
@@ -56,7 +63,10 @@ count:
     mov qword ptr [rdi + {RESULT}], rdx
     mov qword ptr [rdi + {RESULT_SIZE}], 8
 """
-"""Result: how many bytes of tmm0 are wrong."""
+"""Result: how many bytes of what was stored are wrong."""
+LOOK = STORE + COUNT
+NOT_A_BREAKPOINT = "    mov rcx, 500000\n    jmp 1f\n    .byte 0xCC\n1:  loop 1b\n"
+"""Some 1000 us on an instruction behind a byte that could be INT3."""
 
 
 def spin(rounds: int) -> str:

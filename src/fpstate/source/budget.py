@@ -61,9 +61,9 @@ POSITION: Final = Allowance(
 )
 INFLATED: Final = Allowance(
     "bytes inflated in all",
-    8192 * _MIB,
+    4096 * _MIB,
     "bytes",
-    "a source is inflated at most four times: to find its threads and to read them, which `threads` does twice",
+    "a source is inflated at most twice: to find its threads, and to read them",
     _INFLATE,
 )
 MEMBERS: Final = Allowance(

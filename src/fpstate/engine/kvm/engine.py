@@ -30,7 +30,7 @@ from fpstate.engine.kvm.small_guest import pkru_inside, xcr0_inside
 from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import blocked_in_guests, tick_signal
-from fpstate.engine.kvm.tile_denial import denial, uses_tiles
+from fpstate.engine.kvm.tile_denial import denial, needs_tiles
 from fpstate.engine.kvm.tile_watch import TileWatch
 from fpstate.engine.kvm.vcpu import Machine
 from fpstate.engine.memory import DEFAULT_MEMORY
@@ -134,8 +134,8 @@ class KvmEngine:
         vso = self.manager.create(kind or self.kind, permitted=permitted)
         block = Block(seed=seed, argument=argument, features=self.offered(vso.permitted), input=input)
         guest = self._guest(vso, program, block, memory_size)
-        if self._withheld and uses_tiles(program, enforced=self.keeps_residents):
-            guest.decide(denial(self.manager, vso, program.name, self.managed))
+        if self._withheld and needs_tiles(program):
+            guest.decide(denial(self.manager, program.name, self.managed))
         elif self._withheld and not self.keeps_residents:
             guest.watch = TileWatch.of(program)
         return guest

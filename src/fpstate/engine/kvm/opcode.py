@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from fpstate.arch.component import Component, mask_of
@@ -22,17 +23,35 @@ _OPMASK_0F3A: Final = frozenset(range(0x30, 0x34))
 _TILES_0F38: Final = frozenset((0x49, 0x4B, 0x5C, 0x5E, 0x6C))
 """VEX.128.W0 in map 0F38: configurations and TILEZERO, loads and stores, and the dot products (SDM vol. 2)."""
 _W_OR_256: Final = 0x84
-_LDTILECFG: Final = re.compile(
-    rb"\xC4[\x02\x22\x42\x62\x82\xA2\xC2\xE2]\x78\x49[\x00-\x07\x40-\x47\x80-\x87]"
-)
-"""VEX.128.NP.0F38.W0 49 with a memory operand, any base and index."""
+
+
+def _any_of(values: Iterable[int]) -> bytes:
+    """Return a character class."""
+    return b"[" + b"".join(b"\\x%02X" % value for value in values) + b"]"
+
+
+_VEX_0F38: Final = rb"\xC4[\x02\x22\x42\x62\x82\xA2\xC2\xE2]"
 _LOADS_TILES: Final = re.compile(
-    _LDTILECFG.pattern
+    _VEX_0F38
+    + rb"\x78\x49[\x00-\x07\x40-\x47\x80-\x87]"
     + rb"|\x62[\x00-\xFF][\x00-\x7F][\x00-\xFF]\x49[\x00-\x07\x40-\x47\x80-\x87]"
     + rb"|\x0F\xAE[\x28-\x2F\x68-\x6F\xA8-\xAF]",
     re.DOTALL,
 )
-"""LDTILECFG, also as EVEX has it with APX, and XRSTOR: nothing else at CPL 3 puts a configuration or tiles in use."""
+"""LDTILECFG, VEX.128.NP.0F38.W0 49 with a memory operand, also as EVEX has it with APX, and XRSTOR: nothing else at
+CPL 3 puts a configuration or tiles in use."""
+_READS_TILES: Final = re.compile(
+    _VEX_0F38
+    + rb"(?:\x7A\x4B"
+    + _any_of(modrm for modrm in range(0xC0) if modrm & 7 == 4)
+    + rb"|"
+    + _any_of(vvvv for vvvv in range(256) if not vvvv & _W_OR_256)
+    + rb"[\x48\x5C\x5E\x5F\x6B\x6C][\xC0-\xFF])"
+    + rb"|\x62[\x00-\xFF][\x00-\x7F][\x00-\xFF][\x4A\x4B\x6D]",
+    re.DOTALL,
+)
+"""TILESTORED, and whatever computes with tiles: VEX.128.W0 in map 0F38. Also EVEX.W0 there: TILESTORED with APX, and
+rows of tiles into vectors."""
 
 
 def denied_component(code: bytes, xcr0: int) -> int | None:
@@ -42,14 +61,14 @@ def denied_component(code: bytes, xcr0: int) -> int | None:
     return (lacking & -lacking).bit_length() - 1 if lacking else None
 
 
-def loads_tile_configuration(code: bytes) -> bool:
-    """Whether LDTILECFG stands anywhere in some code, without which a program can use no tile."""
-    return _LDTILECFG.search(code) is not None
-
-
 def can_load_tiles(code: bytes) -> bool:
     """Whether an instruction that can put tiles in use stands anywhere in some code, aligned or not."""
     return _LOADS_TILES.search(code) is not None
+
+
+def can_read_tiles(code: bytes) -> bool:
+    """Whether an instruction that reads tiles stands anywhere in some code, aligned or not."""
+    return _READS_TILES.search(code) is not None
 
 
 def _needed(code: bytes) -> int:

@@ -201,7 +201,8 @@ class KvmQueue:
     def _look_for_tiles(self, watch: TileWatch, carrier: Carrier, guest: KvmGuest) -> None:
         """Raise PermissionDenied where a guest has used tiles that this KVM does not keep.
 
-        One that stays on its KVM vCPU keeps TILECFG too, so that the next look finds it; unless it is released before.
+        One that stays on its KVM vCPU is not looked at: that would lose the #BP. It may release its tiles before the
+        next look, and this exit dropped them: its code then decides.
         """
         if guest.stays:
             watch.unseen = True

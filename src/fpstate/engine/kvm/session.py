@@ -26,7 +26,7 @@ from fpstate.engine.kvm.reset import reset, reset_debug, reset_events
 from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import SHARED_SIZE, shared_pages
 from fpstate.engine.kvm.ticker import Ticker, blocked_in_guests, tick_signal
-from fpstate.engine.kvm.tile_denial import uses_tiles
+from fpstate.engine.kvm.tile_denial import needs_tiles
 from fpstate.engine.kvm.tile_watch import TileWatch, context_switches, xinuse_of
 from fpstate.engine.kvm.transfer import LoadReport, load, save
 from fpstate.engine.kvm.trap import Stop, Why, behind_breakpoint, read_stop
@@ -110,7 +110,7 @@ class Session:
         ProgramError, KvmError, ResetIncomplete, and UnsupportedHere for a program with tiles that the processor has and
         guests do not: whether this KVM enforces that is not known here, and a state without them would be wrong.
         """
-        if self._withheld and uses_tiles(program, enforced=False):
+        if self._withheld and needs_tiles(program):
             raise UnsupportedHere(
                 f"{program.name} needs {mask_text(AMX)}, which guests of this KVM do not have"
             )
@@ -158,9 +158,15 @@ class Session:
     def checkpoint(self) -> SavedState:
         """Return the guest between two of its instructions; it can go on here all the same.
 
-        Raises VsoError where it loaded segment registers: a checkpoint has none of them.
+        Raises VsoError where it loaded segment registers, as a checkpoint has none of them; and UnsupportedHere where
+        nobody can tell whether it has tiles now, which would be lost.
         """
         space = self._guest()
+        if self._watch and self._watch.may_hide_tiles(space):
+            raise UnsupportedHere(
+                f"a look whether {self.name} has tiles, as it stands behind what may be an INT3",
+                help="let it run on: it is looked at where it stops elsewhere",
+            )
         state = save(self.vcpu, destination=self.destination)
         return SavedState(state, checkpoint_of(self.name, space, self.context))
 
@@ -245,10 +251,9 @@ class Session:
             found = xinuse_of(self, space, self._cr4, self._tick)
         finally:
             self._set_context(context)
+        # XGETBV may fault where XCR0 is enforced
+        xinuse = found.operation if found.why is Why.LEFT else 0
         try:
-            xinuse = (
-                found.operation if found.why is Why.LEFT else 0
-            )  # XGETBV may fault where XCR0 is enforced
             watch.check(xinuse, space, self.name, self.features)
         except PermissionDenied as error:
             raise UnsupportedHere(str(error), help=error.help) from error

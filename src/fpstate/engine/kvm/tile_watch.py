@@ -6,7 +6,8 @@ known by XINUSE[17], which XGETBV with ECX = 1 tells (SDM vol. 1, 13.6): a few i
 with its page tables, before its state is loaded again.
 
 A guest that released its tiles before the exit has lost nothing to that exit, but perhaps to another thread that ran
-meanwhile. The thread's count of context switches tells whether there can have been one; the guest's code then decides.
+meanwhile, or to an exit after which nobody looked. The thread's count of context switches tells whether there can have
+been one. The guest's code then decides: where it does not both load tiles and read them, nothing came out wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final, Protocol
 from fpstate.arch.component import AMX, Component, mask_text
 from fpstate.engine.kvm.abi import EXIT_INTR, EXIT_IO, RUN_IO, RUN_UNION
 from fpstate.engine.kvm.context import Context
-from fpstate.engine.kvm.opcode import can_load_tiles, loads_tile_configuration
+from fpstate.engine.kvm.opcode import can_load_tiles, can_read_tiles
 from fpstate.engine.kvm.space import GuestSpace
 from fpstate.engine.kvm.supervisor import STACK_TOP, XINUSE_ROUTINE
 from fpstate.engine.kvm.ticker import drain
@@ -50,14 +51,14 @@ class Vcpu(Protocol):
 
 
 class TileWatch:
-    """Looks for tiles in one guest. ``unseen``: whether another thread may have run since the last look."""
+    """Looks for tiles in one guest. ``unseen``: whether tiles may have been dropped since the last look."""
 
     __slots__ = ("_ranges", "unseen")
 
     def __init__(self, program: Program | None) -> None:
         """Of a guest with this program; without one, of which nothing is known but what its registers tell."""
-        changeable = program is not None and not program.optional & AMX and _can_change(program)
-        self._ranges = tuple(_executable(program)) if program is not None and changeable else ()
+        looks_first = program is None or program.optional & AMX
+        self._ranges = () if program is None or looks_first else tuple(_executable(program))
         self.unseen = False
 
     @classmethod
@@ -70,7 +71,6 @@ class TileWatch:
 
     def check(self, xinuse: int, space: GuestSpace, name: str, has: int) -> None:
         """Raise PermissionDenied where a guest had tiles, of ``has`` components alone; ``xinuse``: at its exit."""
-        unseen, self.unseen = self.unseen, False
         if xinuse & AMX:
             found = Component.TILECFG if xinuse >> Component.TILECFG & 1 else Component.TILEDATA
             raise PermissionDenied(
@@ -79,19 +79,26 @@ class TileWatch:
                 " tiles (TILEDATA) are dropped at each exit, and no fault tells (XINUSE, SDM vol. 1, 13.6)",
                 help=_HELP,
             )
-        if unseen and self._loads_configuration(space):
+        if self.unseen and self._can_use_tiles(space):
             raise PermissionDenied(
                 Component.TILECFG,
-                f"{name} has made LDTILECFG in its own code, and guests of this KVM have {mask_text(has)}:"
-                " another thread had the processor while it ran, so tiles that it used then are lost",
+                f"{name} has instructions that load TILECFG and read TILEDATA, and guests of this KVM have"
+                f" {mask_text(has)}: tiles were dropped since the last look, so what it read may be zeros",
                 help=_HELP,
             )
+        self.unseen = False
 
-    def _loads_configuration(self, space: GuestSpace) -> bool:
-        return any(
-            loads_tile_configuration(space.code(space.base + piece.start, piece.stop - piece.start))
-            for piece in self._ranges
-        )
+    def may_hide_tiles(self, space: GuestSpace) -> bool:
+        """Whether a guest was not looked at after its last exit, and what can be executed now loads tiles somewhere."""
+        return self.unseen and any(map(can_load_tiles, self._code(space)))
+
+    def _can_use_tiles(self, space: GuestSpace) -> bool:
+        """Whether what can be executed now loads tiles somewhere, and reads them somewhere."""
+        code = self._code(space)
+        return any(map(can_load_tiles, code)) and any(map(can_read_tiles, code))
+
+    def _code(self, space: GuestSpace) -> list[bytes]:
+        return [space.code(space.base + piece.start, piece.stop - piece.start) for piece in self._ranges]
 
 
 def context_switches() -> int:
