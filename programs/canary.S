@@ -4,9 +4,11 @@
  * control words) and the copies compared in rax and rdx, so the canaries stay live throughout.
  * The pattern is a splitmix64 stream of the seed: 10 general registers, one word for the control
  * registers, 8 x 2 words for st(i), 8 for k0 to k7, 32 x 8 for the vector registers, one word for PKRU, one for the
- * shapes of the tiles, three for x87's pointers, 8 x 16 x 8 for the tiles' rows. Tiles have 9 to 16 rows of 4 to 64 bytes,
- * the last one all of its own; of a tile's 1024 bytes those beyond its shape are zero. They are compared as XSAVEC writes
- * them, all of them: TILESTORED would not show what lies beyond the shape.
+ * shapes of the tiles, three for x87's pointers, 8 x 16 x 8 for the tiles' rows. A byte of the stream that is zero is 80H
+ * instead, and control registers differ from initial ones in each byte that can: a byte that is handed on shows. Seeds whose bit 1 is clear have whole
+ * tiles, so that none of the 8192 bytes is zero. The others have 9 to 16 rows of 4 to 64 bytes, the last tile all of its
+ * own; of a tile's 1024 bytes those beyond its shape are zero. They are compared as XSAVEC writes them, all of them:
+ * TILESTORED would not show what lies beyond the shape.
  *
  * x87's FOP, FIP and FDP are compared where the processor keeps them without a pending exception: where FXSAVE shows what
  * FXRSTOR loaded.
@@ -45,6 +47,8 @@
 #define INSTRUCTION (pattern + 2352)
 #define OPERAND (pattern + 2360)
 #define TILES (pattern + 2368)
+#define SHAPED 2                  /* the bit of a seed whose tiles are not whole */
+#define LOW_BITS 0x7F7F7F7F7F7F7F7F /* all but the highest of each byte */
 #define CANONICAL 17              /* bits that an address below 2^47 lacks */
 #define COMPACTED_AT 576          /* where XSAVEC puts a component that is alone */
 #define TILEDATA_IN_USE 4         /* of byte 514, XSTATE_BV[18] */
@@ -180,6 +184,17 @@
     tileloadd tmm\index, [rsi + rdx + 1024 * \index]
 .endm
 
+.macro CHANGE low, high /* dl and dh are bits in which a control register differs from its initial value: in either byte */
+    test dl, dl
+    jnz .Llow\@
+    mov dl, \low
+.Llow\@:
+    test dh, dh
+    jnz .Lhigh\@
+    mov dh, \high
+.Lhigh\@:
+.endm
+
 FPSTATE_ENTRY
     mov r8, [rdi + FPSTATE_SEED]
     lea rsi, [rip + pattern]
@@ -188,9 +203,17 @@ FPSTATE_ENTRY
     jz 0f
     mov r9d, WORDS + TILE_WORDS
 0:
+    movabs r10, LOW_BITS
     xor ecx, ecx
 1:
     SPLITMIX r8, rax, rdx
+    mov rdx, rax
+    and rdx, r10
+    add rdx, r10
+    or rdx, rax
+    or rdx, r10
+    not rdx                     /* 80H for each byte that is zero */
+    or rax, rdx
     mov [rsi + 8 * rcx], rax
     inc ecx
     cmp ecx, r9d
@@ -200,20 +223,25 @@ FPSTATE_ENTRY
     mov rax, [rip + CONTROL]
     mov edx, eax
     and edx, 0x0D00             /* RC, and PC of 53 or 64 bits */
-    or edx, 0x027F
+    CHANGE 0, 0x04              /* all exceptions stay masked */
+    xor edx, 0x037F
     mov [rip + start + FCW], dx
     mov rdx, rax
     shr rdx, 16
     and edx, 0x7F3F             /* C3, TOP, C2-C0 and the exception flags, all masked */
+    CHANGE 0x01, 0x01
     mov [rip + start + FSW], dx
     mov byte ptr [rip + start + FTW], 0xFF
-    shr rax, 32
-    and eax, 0xE07F             /* FTZ, RC, DAZ and the exception flags */
-    or eax, 0x1F80
-    mov [rip + start + MXCSR], eax
-    mov rax, [rip + OPCODE]
-    and eax, 0x7FF
-    mov [rip + start + FOP], ax
+    mov rdx, rax
+    shr rdx, 32
+    and edx, 0xE07F             /* FTZ, RC, DAZ and the exception flags */
+    CHANGE 0x01, 0x20
+    xor edx, 0x1F80
+    mov [rip + start + MXCSR], edx
+    mov rdx, [rip + OPCODE]
+    and edx, 0x7FF
+    CHANGE 0x01, 0x01
+    mov [rip + start + FOP], dx
     mov rax, [rip + INSTRUCTION]
     shr rax, CANONICAL
     mov [rip + start + FIP], rax
@@ -230,7 +258,7 @@ FPSTATE_ENTRY
     mov [r9 + rax + ST0], rdx
     mov rdx, [rsi + rax + STACK - pattern + 8]
     and edx, 0xBFFF             /* neither zero nor special */
-    or edx, 1
+    or edx, 0x0101
     mov [r9 + rax + ST0 + 8], dx
     inc ecx
     cmp ecx, 8
@@ -502,7 +530,10 @@ shape_tiles: /* a configuration from the word for it, and zeros in the pattern b
     shr eax, 4
     lea eax, [4 * rax + 4]
     cmp ecx, 7                  /* the end of the component is in use */
-    jne 2f
+    je 7f
+    test byte ptr [rdi + FPSTATE_SEED], SHAPED
+    jnz 2f
+7:
     mov edx, 16
     mov eax, TILE_ROW
 2:

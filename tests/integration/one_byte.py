@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,6 +53,23 @@ PLACES: Final = {
 }
 """TILECFG: the palette, which alone is a legal configuration; another canary's rows of a tile."""
 FRESH, CANARY = "fresh", "canary"
+
+
+def scattered(seed: int, each: int) -> Iterator[int]:
+    """Bytes of TILEDATA: ``each`` of those within every shape, below it, beside it, and both.
+
+    Canaries with shapes of their own use 9 rows of 4 bytes at least, of all tiles but the last.
+    """
+    chance = random.Random(seed)
+    for rows in (range(9), range(9, 16)):
+        for columns in (range(4), range(4, _ROW)):
+            for _ in range(each):
+                yield chance.randrange(7) * _TILE + chance.choice(rows) * _ROW + chance.choice(columns)
+
+
+SCATTERED: Final = {
+    f"TILEDATA byte {at}": Place(Component.TILEDATA, at, f"tmm{at // _TILE}") for at in scattered(18, 3)
+}
 
 
 class OneByteQueue:

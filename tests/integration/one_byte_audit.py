@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from one_byte import CANARY, FRESH, PLACES, absent, one_byte_engine
+from one_byte import CANARY, FRESH, PLACES, SCATTERED, Place, absent, one_byte_engine
 
 from fpstate import audit
 from fpstate.arch import Component, mask_of
@@ -17,6 +17,8 @@ from fpstate.engine.native import NativeEngine
 from fpstate.vso.manager import Manager
 
 CONTEXTS = 4
+MORE_CONTEXTS = 8
+"""So that each probe can follow another canary."""
 
 
 def manager() -> Manager:
@@ -31,23 +33,28 @@ def main(core: str) -> None:
 
     _core.core_choice()
     _core.core_use(core)
-    found: dict[str, dict[str, Any]] = {}
-    for name, place in PLACES.items():
-        for to in (FRESH, CANARY):
-            engine = one_byte_engine(NativeEngine, place, to)(manager(), timeout=60)
-            if lacking := absent(place, engine):
-                found[f"{name}, {to}"] = {"absent": lacking}
-                continue
-            report = audit(engine, contexts=CONTEXTS)
-            found[f"{name}, {to}"] = {
-                "handed": engine.handed,
-                "leaks": sorted({leak.place for leak in report.leaks}),
-                "leaked": report.leaked_bytes,
-                "damaged": report.damaged,
-                "unjudged": report.unjudged,
-                "pointers": "x87 pointers" not in report.unsearched,
-            }
+    found = {
+        f"{name}, {to}": audited(place, to, CONTEXTS)
+        for name, place in PLACES.items()
+        for to in (FRESH, CANARY)
+    }
+    found |= {f"{name}, {FRESH}": audited(place, FRESH, MORE_CONTEXTS) for name, place in SCATTERED.items()}
     print(json.dumps(found))
+
+
+def audited(place: Place, to: str, contexts: int) -> dict[str, Any]:
+    engine = one_byte_engine(NativeEngine, place, to)(manager(), timeout=60)
+    if lacking := absent(place, engine):
+        return {"absent": lacking}
+    report = audit(engine, contexts=contexts)
+    return {
+        "handed": engine.handed,
+        "leaks": sorted({leak.place for leak in report.leaks}),
+        "leaked": report.leaked_bytes,
+        "damaged": report.damaged,
+        "unjudged": report.unjudged,
+        "pointers": "x87 pointers" not in report.unsearched,
+    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from one_byte import CANARY, FRESH, PLACES, Place, absent, one_byte_engine
+from one_byte import CANARY, FRESH, PLACES, SCATTERED, Place, absent, one_byte_engine
 
 from fpstate import audit
 from fpstate.arch import Component, Cpu, mask_of
@@ -70,6 +70,15 @@ def test_one_byte_that_a_native_engine_leaks_is_caught(native, each_core, name):
     if "absent" in found:
         pytest.skip(found["absent"])
     assert_caught(name, PLACES[name.rpartition(",")[0]], found)
+
+
+@pytest.mark.parametrize("name", SCATTERED)
+def test_any_byte_of_tiles_that_a_native_engine_leaks_is_caught(native, each_core, name):
+    """A fresh context is handed the byte only where it is not zero: each probe must follow such a canary."""
+    found = audited(each_core)[f"{name}, {FRESH}"]
+    if "absent" in found:
+        pytest.skip(found["absent"])
+    assert_caught(f"{name}, {FRESH}", SCATTERED[name], found)
 
 
 @pytest.mark.parametrize("name", EACH)

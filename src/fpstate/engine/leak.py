@@ -8,9 +8,9 @@ from typing import Any
 
 from fpstate.arch.component import LEGACY, component_name, components_in
 from fpstate.engine.guest import Guest, GuestEngine, GuestQueue
-from fpstate.program.block import KNOWN_FEATURES
+from fpstate.program.block import KNOWN_FEATURES, TILEDATA
 from fpstate.program.builtin import BUILTIN
-from fpstate.program.expected.canary import canary_pattern, pointers_compared
+from fpstate.program.expected.canary import canary_pattern, has_whole_tiles, pointers_compared
 from fpstate.program.expected.probe import GENERAL, arguments, parse_probe
 from fpstate.program.load import Program
 from fpstate.vso.audit import AuditReport, Canaries
@@ -22,6 +22,8 @@ ROUNDS = 3
 _MIXED_WITH = ("spin", "x87_pi", "sse_nbody")
 _CANARY_SEEDS = 1 << 32
 """Canaries are seeded from here on: the other programs draw their data from the same generator."""
+_SEED_STEP = 4
+"""Between the first canaries of two audits: bit 1 of a seed chooses its tiles, and the first has whole ones."""
 POINTERS_LOST = "the processor loses them while no exception is pending"
 _NOT_REQUESTED = "not requested"
 _NOT_FILLED = "no program fills it"
@@ -48,12 +50,13 @@ class _Audit:
         self.report = AuditReport(canaries=contexts)
         self.owners: dict[Vso, str] = {}
         self.canaries: dict[Guest, tuple[int, int]] = {}
+        self.turns = 0
         self.others: list[Guest] = []
         self.argument = BUILTIN["canary"].default_argument
         self.offered = engine.offered(engine.manager.permissions.user_mask(engine.kind))
         masks = itertools.cycle((self.offered, LEGACY))
         for number, mask, other in zip(range(contexts), masks, itertools.cycle(_MIXED_WITH), strict=False):
-            self._add_canary(_CANARY_SEEDS + seed + number, mask)
+            self._add_canary(_CANARY_SEEDS + _SEED_STEP * seed + number, mask)
             self._add_other(other)
         patterns = {
             self.owners[vcpu.vso]: canary_pattern(number, mask)
@@ -104,20 +107,24 @@ class _Audit:
             self.engine.manager.park(vcpu.vso)
             vcpu.attach()
 
-    def _line_up(self, probes: Sequence[Guest]) -> None:
-        """Let each probe follow a canary with everything; after that those follow one another."""
-        full: list[Guest] = []
-        rest: list[Guest] = []
-        for vcpu in self._living():
-            (full if self._is_full(vcpu) else rest).append(vcpu)
+    def _line_up(self, leaders: Sequence[Guest], probes: Sequence[Guest]) -> None:
+        """Let each probe follow a leader, each round others; after that those follow one another."""
+        rest = [vcpu for vcpu in self._living() if vcpu not in leaders]
+        first = self.turns % max(1, len(leaders))
         self.queue.clear()
-        pairs = itertools.zip_longest(full, probes)
+        pairs = itertools.zip_longest((*leaders[first:], *leaders[:first]), probes)
         for vcpu in (*(each for pair in pairs for each in pair if each), *rest):
             self.queue.add(vcpu)
+        self.turns += 1
 
-    def _is_full(self, vcpu: Guest) -> bool:
-        """Whether it is a canary with everything that programs are offered."""
-        return vcpu in self.canaries and self.canaries[vcpu][1] == self.offered
+    def _leads(self, vcpu: Guest) -> bool:
+        """Whether it is a canary with everything that programs are offered, and with tiles in every byte."""
+        seed, mask = self.canaries.get(vcpu, (0, 0))
+        return (
+            vcpu in self.canaries
+            and mask == self.offered
+            and (has_whole_tiles(seed) or not self.offered & TILEDATA)
+        )
 
     def _living(self) -> Iterator[Guest]:
         return (vcpu for vcpu in (*self.canaries, *self.others) if vcpu.exit is None)
@@ -128,9 +135,10 @@ class _Audit:
         probes = [self.engine.vcpu(builtin.load(), argument=choice) for choice in arguments(self.offered)]
         waiting = probes
         while waiting:
-            batch = waiting[: max(1, sum(self._is_full(vcpu) for vcpu in self._living()))]
+            leaders = [vcpu for vcpu in self._living() if self._leads(vcpu)]
+            batch = waiting[: max(1, len(leaders))]
             waiting = waiting[len(batch) :]
-            self._line_up(batch)
+            self._line_up(leaders, batch)
             while any(probe.exit is None for probe in batch) and len(self.queue):
                 self._slices(len(self.queue))
         for choice, probe in enumerate(probes):

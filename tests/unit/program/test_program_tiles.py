@@ -14,6 +14,8 @@ from fpstate.program.expected import amx_matmul, canary, probe
 from fpstate.program.expected.splitmix import stream
 
 SEEDS = (0, 1, 7, 0xDEADBEEFCAFEBABE, (1 << 64) - 1, *range(100, 120))
+SHAPED = 6
+"""A seed whose tiles have shapes of their own."""
 TILES_SIZE, CONFIGURATION_SIZE, PKRU_SIZE = 8192, 64, 4
 EVERY = AMX | PKRU
 MATMUL, CANARY, PROBE = BUILTIN["amx_matmul"], BUILTIN["canary"], BUILTIN["probe"]
@@ -84,7 +86,8 @@ def test_a_row_of_any_tile_that_is_lost_changes_the_product(tile, row, run, offe
 
 def test_the_pattern_of_tiles_is_legal_and_each_canary_s_own():
     seen = set()
-    for seed in range(200):
+    seeds = [seed for seed in range(400) if not canary.has_whole_tiles(seed)]
+    for seed in seeds:
         pattern = canary_pattern(seed)
         configuration = pattern["tilecfg"].to_bytes(CONFIGURATION_SIZE, "little")
         assert configuration_problem(configuration) == ""
@@ -99,7 +102,36 @@ def test_the_pattern_of_tiles_is_legal_and_each_canary_s_own():
         assert shape(configuration, 7) == (64, 16)
         assert pattern["pkru"] & 3 == 0
         seen |= {configuration, pattern["pkru"]}
+    assert len(seeds) == 200
     assert len(seen) == 2 * 200
+
+
+@pytest.mark.parametrize("seed", [0, 1, 5, 1 << 32])
+def test_whole_tiles_have_no_byte_that_is_zero(seed):
+    """What is handed on to a fresh context shows in every byte, of tiles, vectors, opmasks and the rest."""
+    pattern = canary_pattern(seed)
+    assert canary.has_whole_tiles(seed)
+    configuration = pattern["tilecfg"].to_bytes(CONFIGURATION_SIZE, "little")
+    assert configuration_problem(configuration) == ""
+    assert {shape(configuration, tile) for tile in range(8)} == {(64, 16)}
+    sizes = {"tmm": 1024, "zmm": 64} | dict.fromkeys((*canary.OPMASKS, *canary.GENERAL), 8)
+    sizes |= dict.fromkeys(canary.STACK, 10) | {"fsw": 2, "fop": 2}
+    whole = {
+        name: pattern[name].to_bytes(size, "little")
+        for name in pattern
+        if (size := sizes.get(name, sizes.get(name[:3])))
+    }
+    assert len(whole) == 8 + 32 + 8 + len(canary.GENERAL) + 8 + 2
+    assert [name for name, data in whole.items() if 0 in data] == []
+
+
+def test_the_control_registers_of_canaries_differ_from_initial_ones_in_each_byte_that_can():
+    for seed in range(2000):
+        pattern = canary_pattern(seed, 0x3)
+        fcw, mxcsr = pattern["fcw"] ^ 0x37F, pattern["mxcsr"] ^ 0x1F80
+        changed = [fcw & 0xFF00, mxcsr & 0xFF, mxcsr & 0xFF00]
+        changed += [pattern[name] & byte for name in ("fsw", "fop") for byte in (0xFF, 0xFF00)]
+        assert all(changed), seed
 
 
 def test_the_canary_covers_tiles_and_pkru_where_they_are_offered():
@@ -126,15 +158,16 @@ def within_its_shape(seed: int, tile: int, row: int) -> bool:
     return row < shape(configuration, tile)[1]
 
 
+@pytest.mark.parametrize("seed", [5, SHAPED])
 @pytest.mark.parametrize("tile", range(8))
-def test_the_canary_names_a_row_that_was_changed(tile, run, offered):
+def test_the_canary_names_a_row_that_was_changed(tile, seed, run, offered):
     """Those beyond the tile's shape too, which TILESTORED would not show."""
     for row in range(16):
         at = f"tiles+{1024 * tile + 64 * row}"
-        ended = run(CANARY.load(), 5, 4, *every(2), "-c", "1", at, "0x800000", features=offered)
-        verdict = CANARY.check(ended.result, 5, 4, offered)
-        expected = canary_pattern(5)[f"tmm{tile}"] >> 512 * row & (1 << 512) - 1
-        assert bool(expected) == within_its_shape(5, tile, row)
+        ended = run(CANARY.load(), seed, 4, *every(2), "-c", "1", at, "0x800000", features=offered)
+        verdict = CANARY.check(ended.result, seed, 4, offered)
+        expected = canary_pattern(seed)[f"tmm{tile}"] >> 512 * row & (1 << 512) - 1
+        assert bool(expected) == within_its_shape(seed, tile, row)
         assert f"the first in tmm{tile} row {row} at iteration 2: " in verdict
         assert f"instead of {expected:#x}" in verdict
 
@@ -142,13 +175,13 @@ def test_the_canary_names_a_row_that_was_changed(tile, run, offered):
 @pytest.mark.parametrize("at", [16, 20, 48, 55])
 def test_the_canary_names_a_changed_configuration(at, run, offered):
     """To another that is legal: a processor makes any other initial."""
-    before = canary_pattern(5)["tilecfg"]
+    before = canary_pattern(SHAPED)["tilecfg"]
     byte = before >> 8 * at & 0xFF
     changed = before ^ (byte ^ byte // 2) << 8 * at
     assert is_loaded(changed.to_bytes(CONFIGURATION_SIZE, "little"))
     change = ("-c", "1", f"tilecfg+{at}", hex(byte ^ byte // 2))
-    ended = run(CANARY.load(), 5, 4, *every(2), *change, features=offered)
-    verdict = CANARY.check(ended.result, 5, 4, offered)
+    ended = run(CANARY.load(), SHAPED, 4, *every(2), *change, features=offered)
+    verdict = CANARY.check(ended.result, SHAPED, 4, offered)
     assert f"the first in tilecfg at iteration 2: holds {changed:#x} instead of {before:#x}" in verdict
 
 
@@ -169,7 +202,7 @@ def test_the_canary_names_a_changed_pkru(mask, run, offered):
 )
 def test_the_canary_notices_a_change_of_every_single_byte(register, size, run, offered, in_software):
     """One byte is wrong in each iteration: as many mismatches as there are bytes."""
-    ended = run(CANARY.load(), 9, size + 3, *every(1), "-s", register, str(size), features=offered)
+    ended = run(CANARY.load(), SHAPED, size + 3, *every(1), "-s", register, str(size), features=offered)
     assert ended.yields == size + 3
     _, mismatches = struct.unpack_from("<QQ", ended.result)
     assert mismatches == size

@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import islice
 
 from fpstate.program.block import AVX, KNOWN_FEATURES, OPMASK, PKRU, TILECFG, TILEDATA, ZMM_HI256
-from fpstate.program.expected.splitmix import stream
+from fpstate.program.expected.splitmix import MASK, stream
 
 GENERAL = ("rbx", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
 CONTROL = ("fcw", "fsw", "ftw", "mxcsr")
@@ -25,6 +25,7 @@ FIRST_ROW = TILECFG_SLOT + 1
 """The first row of the first tile: each row of 64 bytes is a slot."""
 TILES, TILE_ROWS, ROW = 8, 16, 64
 FIRST_POINTER = FIRST_ROW + TILES * TILE_ROWS
+_WHOLE = (TILE_ROWS, ROW)
 SLOT_COUNT = FIRST_POINTER + len(POINTERS)
 
 FIELDS = (
@@ -43,6 +44,10 @@ _PKRU_WORD = 10 + 1 + 2 * 8 + 8 + 8 * VECTORS
 _SHAPE_WORD, _POINTER_WORD = _PKRU_WORD + 1, _PKRU_WORD + 2
 _FIRST_TILE_WORD = _POINTER_WORD + len(POINTERS)
 _WORDS = _FIRST_TILE_WORD + TILES * TILE_ROWS * ROW // 8
+_SHAPED = 2
+"""The bit of a seed whose tiles are not whole."""
+_LOW_BITS = 0x7F7F7F7F7F7F7F7F
+"""All but the highest of each byte."""
 _FOP_BITS = 0x7FF
 _CANONICAL = 17
 """Bits that an address below 2**47 lacks: processors keep 48 bits of FIP and FDP."""
@@ -59,21 +64,38 @@ def vector_kind(features: int) -> tuple[str, int, int]:
     return "xmm", 16, 16
 
 
+def has_whole_tiles(seed: int) -> bool:
+    """Whether a canary's tiles have 16 rows of 64 bytes each, so that none of TILEDATA's 8192 bytes is zero."""
+    return not seed & _SHAPED
+
+
+def _without_zeros(word: int) -> int:
+    """Return a word with 80H for each byte that is zero: one that is handed on must differ from an initial one."""
+    return word | ~((word & _LOW_BITS) + _LOW_BITS | word | _LOW_BITS) & MASK
+
+
+def _change(bits: int, least: int) -> int:
+    """Return 16 bits in which a control register differs from its initial value: ``least`` in a byte without any."""
+    return sum((bits & byte) or (least & byte) for byte in (0x00FF, 0xFF00))
+
+
 @lru_cache(maxsize=64)
 def _pattern(seed: int, features: int) -> dict[str, int]:
-    drawn = tuple(islice(stream(seed), _WORDS if features & TILEDATA else _FIRST_TILE_WORD))
+    count = _WORDS if features & TILEDATA else _FIRST_TILE_WORD
+    drawn = tuple(_without_zeros(word) for word in islice(stream(seed), count))
     words = iter(drawn)
     registers = {name: next(words) for name in GENERAL}
     control = next(words)
-    registers["fcw"] = 0x027F | (control & 0x0D00)
-    registers["fsw"] = (control >> 16) & 0x7F3F
+    registers["fcw"] = 0x037F ^ _change(control & 0x0D00, 0x0400)
+    registers["fsw"] = _change((control >> 16) & 0x7F3F, 0x0101)
     registers["ftw"] = 0xFF
-    registers["mxcsr"] = 0x1F80 | ((control >> 32) & 0xE07F)
+    registers["mxcsr"] = 0x1F80 ^ _change((control >> 32) & 0xE07F, 0x2001)
     opcode, instruction, operand = drawn[_POINTER_WORD:][: len(POINTERS)]
-    registers |= {"fop": opcode & _FOP_BITS, "fip": instruction >> _CANONICAL, "fdp": operand >> _CANONICAL}
+    registers["fop"] = _change(opcode & _FOP_BITS, 0x0101)
+    registers |= {"fip": instruction >> _CANONICAL, "fdp": operand >> _CANONICAL}
     for name in STACK:
         significand = next(words) | 1 << 63
-        registers[name] = ((next(words) & 0xBFFF) | 1) << 64 | significand
+        registers[name] = ((next(words) & 0xBFFF) | 0x0101) << 64 | significand
     opmasks = {name: next(words) for name in OPMASKS}
     if features & OPMASK:
         registers |= opmasks
@@ -84,13 +106,13 @@ def _pattern(seed: int, features: int) -> dict[str, int]:
     if features & PKRU:
         registers["pkru"] = drawn[_PKRU_WORD] & 0xFFFFFFFF & ~_OPEN_KEY
     if features & TILECFG:
-        registers |= _tiles(drawn, features)
+        registers |= _tiles(seed, drawn, features)
     return registers
 
 
-def _tiles(drawn: tuple[int, ...], features: int) -> dict[str, int]:
+def _tiles(seed: int, drawn: tuple[int, ...], features: int) -> dict[str, int]:
     """Return the configuration, and the tiles where the program may use them."""
-    shapes = _shapes(drawn[_SHAPE_WORD])
+    shapes = [_WHOLE] * TILES if has_whole_tiles(seed) else _shapes(drawn[_SHAPE_WORD])
     registers = {"tilecfg": int.from_bytes(_configuration(shapes), "little")}
     if features & TILEDATA:
         data = struct.pack(f"<{_WORDS - _FIRST_TILE_WORD}Q", *drawn[_FIRST_TILE_WORD:])
@@ -103,7 +125,7 @@ def _tiles(drawn: tuple[int, ...], features: int) -> dict[str, int]:
 def _shapes(word: int) -> list[tuple[int, int]]:
     """Return rows, and bytes of a row, of each tile; the last one is whole, so that the component's end is in use."""
     drawn = [(9 + (byte & 7), 4 + 4 * (byte >> 4)) for byte in word.to_bytes(TILES, "little")]
-    return [*drawn[:-1], (TILE_ROWS, ROW)]
+    return [*drawn[:-1], _WHOLE]
 
 
 def _configuration(shapes: list[tuple[int, int]]) -> bytes:
@@ -116,7 +138,8 @@ def canary_pattern(seed: int, features: int = KNOWN_FEATURES) -> dict[str, int]:
     """What the canary keeps in each register: name to value, for the registers in ``features``.
 
     ``ftw`` is the abridged tag byte of FXSAVE; ``st`` values have 80 bits; the widest name of
-    each vector register is given. ``tmm`` values have 1024 bytes, with zeros beyond the tile's shape.
+    each vector register is given. ``tmm`` values have 1024 bytes, with zeros beyond the tile's
+    shape; without any where ``has_whole_tiles(seed)``. Of words that are kept whole no byte is zero.
     """
     return dict(_pattern(seed, features))
 
