@@ -21,7 +21,7 @@ from fpstate.testing import build_image, build_layout
 from recorded import INTEL, OracleFile, build
 
 SOURCES = Path(__file__).parents[2] / "src/fpstate/_core"
-FILES = ("legal.c", "arrangement.c", "slab_type.c", "errors.c")
+FILES = ("dumps.c", "legal.c", "arrangement.c", "slab_type.c", "errors.c")
 FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-D_GNU_SOURCE")
 INTEL_CPU = Cpu.catalog("emerald-rapids")
 TILEDATA = mask_of(Component.TILEDATA)

@@ -125,8 +125,11 @@ _TILES = """
 # fmt: off
 DEEDS = (
     Deed("nothing", ""),
-    Deed("32-bit code", "", {"tick": REFUSED, "call": PROTECTION, "port": PROTECTION},
-         kvm={"tick": EXPIRED, "call": f"{FINISHED} or {PROTECTION} or {PAGE_FAULT}", "port": FINISHED}),
+    Deed("32-bit code", "",  # natively a tick may come before its end does
+         {"tick": REFUSED, **{way: f"{end} or {REFUSED}" for way, end in
+                              (("fault", UNDEFINED), ("call", PROTECTION), ("port", PROTECTION))}},
+         kvm={"tick": EXPIRED, "fault": UNDEFINED, "call": f"{FINISHED} or {PROTECTION} or {PAGE_FAULT}",
+              "port": FINISHED}),
     Deed("ss", "mov eax, ss; mov ss, eax"),
     Deed("ds and es", "mov eax, ss; mov ds, eax; mov es, eax"),
     Deed("fs", "mov eax, ss; mov fs, eax"),

@@ -31,6 +31,8 @@ from fpstate.vso.pool import Pool
 
 HERE = Path(__file__).parent
 CONTEXTS = 4
+ATTEMPTS = 8
+"""Audits of a broken engine until it hands a byte on: where a guest is stopped decides whether it has one to leak."""
 EACH = [f"{name}, {to}" for name in PLACES for to in (FRESH, CANARY)]
 CPUS = ("granite-rapids", "diamond-rapids-model", "skylake-sp", "zen4")
 POINTER_REGISTERS = ("fop", "fip", "fdp")
@@ -87,14 +89,17 @@ def test_one_byte_that_a_kvm_engine_leaks_is_caught(core, name):
         pytest.skip(lacking)
     name, to = name.rsplit(", ")
     place = PLACES[name]
-    engine = one_byte_engine(KvmEngine, place, to)(Manager(), timeout=60, vcpus=1)
-    try:
-        if lacking := absent(place, engine):
-            pytest.skip(lacking)
-        report = audit(engine, contexts=CONTEXTS)
-        assert_caught(f"{name}, {to}", place, summary(report, engine.handed))
-    finally:
-        engine.close()
+    for _ in range(ATTEMPTS):
+        engine = one_byte_engine(KvmEngine, place, to)(Manager(), timeout=60, vcpus=1)
+        try:
+            if lacking := absent(place, engine):
+                pytest.skip(lacking)
+            report = audit(engine, contexts=CONTEXTS)
+        finally:
+            engine.close()
+        if engine.handed:
+            break
+    assert_caught(f"{name}, {to}", place, summary(report, engine.handed))
 
 
 def summary(report: AuditReport, handed: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ WRITERS = {
     "source/place.py": "looks, and makes folders",
     "source/stream.py": "copies of pipes, which have no name",
     "engine/kvm/device.py": "opens /dev/kvm",
-    "command/main.py": "opens /dev/null",
+    "command/streams.py": "opens /dev/null",
 }
 
 

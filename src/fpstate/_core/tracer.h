@@ -28,6 +28,7 @@ struct tracee {
 };
 
 struct tracing {
+    pid_t caller;     /* the process that traces by another */
     pid_t pid;        /* of the process, all of whose threads are wanted, or of one thread */
     bool only_one;    /* that thread alone */
     size_t capacity;  /* bytes to ask for; a multiple of 8 */

@@ -19,6 +19,7 @@ enum { STACK_SIZE = 1 << 18 };
 static void *trace_apart(void *data)
 {
     struct tracing *tracing = data;
+    tracing->caller = getpid();
     char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     pid_t tracer = stack == MAP_FAILED
                        ? -1

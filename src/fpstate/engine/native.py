@@ -236,10 +236,12 @@ class NativeQueue:
     def run(self, quantum_ns: int, budget_ns: int, max_slices: int = 0) -> NativeVcpu | None:
         """Run until a vCPU ends, and return it; None when budget or slices are used up or none can run.
 
-        ``max_slices`` counts from the last decision. A KeyboardInterrupt, or what another signal's handler raises,
+        A slice is no longer than the budget: limits and interrupts are looked at between slices alone. ``max_slices``
+        counts from the last decision. A KeyboardInterrupt, or what another signal's handler raises,
         leaves a queue that can be run again; a vCPU that ended at that moment is told by its ``exit`` alone.
         """
         saves, switches = self.core.saves, self.core.switches
+        quantum_ns = min(quantum_ns, budget_ns) if budget_ns > 0 else quantum_ns
         try:
             while True:
                 core = self.core.run(quantum_ns, budget_ns, max_slices)

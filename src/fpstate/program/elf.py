@@ -19,6 +19,8 @@ from fpstate.program.load import Segment
 from fpstate.program.relocatable import load_relocatable
 
 MEMORY_MAXIMUM: Final = 256 << 20
+MOST_SEGMENTS: Final = 256
+"""What linkers make has fewer than 20; every vCPU is given a copy of each."""
 """Programs that ask for more memory are refused before any is given."""
 
 _PAGE = 4096
@@ -120,6 +122,12 @@ def _load_segments(elf: ElfFile) -> tuple[int, tuple[Segment, ...]]:
     loads = sorted((h for h in elf.headers if h.kind == PT_LOAD and h.memory_size), key=lambda h: h.address)
     if not loads:
         raise ProgramError(elf.path, "has nothing to load", help=_STATIC_PIE)
+    if len(loads) > MOST_SEGMENTS:
+        raise ProgramError(
+            elf.path,
+            f"has {len(loads)} segments to load; programs have at most {MOST_SEGMENTS} here",
+            help="Link it with the default script: each vCPU gets a copy of every segment.",
+        )
     base = loads[0].address - loads[0].address % _PAGE
     end = base
     segments = []

@@ -61,9 +61,9 @@ POSITION: Final = Allowance(
 )
 INFLATED: Final = Allowance(
     "bytes inflated in all",
-    4096 * _MIB,
+    8192 * _MIB,
     "bytes",
-    "a source is inflated at most twice: to find its threads, and to read them",
+    "a source is inflated at most four times: to find its threads and to read them, which `threads` does twice",
     _INFLATE,
 )
 MEMBERS: Final = Allowance(

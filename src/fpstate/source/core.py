@@ -161,8 +161,15 @@ def _contents(core: ElfCore) -> _Contents:
         if kind == _THREAD:
             contents.threads.begin(_tid(core, note), note.offset)
         elif kind == _LAYOUT:
+            if contents.layout is not None:
+                raise SourceError(
+                    core.stream.name,
+                    "a second layout: every state would be read otherwise than by the first",
+                    offset=note.offset,
+                    help="NT_X86_XSAVE_LAYOUT stands once in a core; it was damaged, or something was put behind it",
+                )
             contents.layout = _layout(core, note)
-        elif kind == _AUXV:
+        elif kind == _AUXV and contents.hwcap is None:
             values = _auxiliary(core, note)
             contents.hwcap, contents.frame = values.get(_AT_HWCAP), values.get(_AT_MINSIGSTKSZ)
         elif kind is not None:

@@ -15,6 +15,7 @@ _KEY_0: Final = {
 """Bits 0 and 1 of PKRU: access-disable and write-disable of key 0 (SDM vol. 3, 4.6.2)."""
 _EXCEPTIONS: Final = ("invalid", "denormal", "divide-by-zero", "overflow", "underflow", "precision")
 _ALL: Final = 0x3F
+_TILES, _COLSB_AT, _ROWS_AT = 8, 16, 48
 _MXCSR_MASKS: Final = 7
 
 
@@ -32,10 +33,11 @@ def dangers(old: Registers, new: Registers) -> Iterator[str]:
             f"fstat {new['fstat']:#x} has flags that fctrl {new['fctrl']:#x} unmasks ({_names(pending)}): the thread"
             " gets SIGFPE at its next x87 instruction that waits (#MF, SDM vol. 1, 8.6)"
         )
-    if _value(old, "tilecfg") and not _value(new, "tilecfg"):
+    if taken := _tiles_taken(_value(old, "tilecfg"), _value(new, "tilecfg")):
+        tiles = ", ".join(f"tmm{tile}" for tile in taken)
         yield (
-            "tilecfg 0 ends a configuration that is in use: the thread gets SIGILL at its next tile instruction (#UD),"
-            " unless it loads another before"
+            f"tilecfg leaves {tiles} without rows or columns, which the configuration in use has: the thread gets"
+            " SIGILL at its next instruction with such a tile (#UD), unless it loads another configuration before"
         )
 
 
@@ -50,6 +52,17 @@ def unmasked(old: Registers, new: Registers) -> Iterator[str]:
                 f"{name}: unmasks {_names(found)}: the next such result is SIGFPE, which ends a program without"
                 " a handler"
             )
+
+
+def _tiles_taken(old: int, new: int) -> list[int]:
+    """The tiles that one configuration has and another has not (SDM vol. 1, 18.2: colsb from byte 16, rows from 48)."""
+    return [tile for tile in range(_TILES) if _has_tile(old, tile) and not _has_tile(new, tile)]
+
+
+def _has_tile(configuration: int, tile: int) -> bool:
+    columns = configuration >> 8 * (_COLSB_AT + 2 * tile) & 0xFFFF
+    rows = configuration >> 8 * (_ROWS_AT + tile) & 0xFF
+    return bool(configuration & 0xFF and columns and rows)
 
 
 def _x87_pending(registers: Registers) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ from fpstate.source.checkpoint import GENERAL, Checkpoint, GeneralRegisters, Pie
 from fpstate.source.durable import replace_file
 from fpstate.source.guest_state import GuestState, PkruPolicy
 from fpstate.source.reader import STATE_LONGEST
-from fpstate.source.stream import MemoryStream, Stream
+from fpstate.source.stream import MemoryStream, Stream, open_stream
 
 MAGIC: Final = b"\x93FPVSO\r\n"
 """First bytes: no text, and damaged by whoever changes line ends."""
@@ -125,12 +126,13 @@ def write_state(path: str | os.PathLike[str], saved: SavedState) -> None:
 
 
 def read_state(path: str | os.PathLike[str]) -> SavedState:
-    """Read one file; raises OSError, and SourceError as ``decode`` does."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LONGEST:
-            raise SourceError(str(path), f"{size} bytes; states have at most {LONGEST}")
-        return decode(file.read(LONGEST + 1), str(path))
+    """Read one file, compressed or not, or standard input for ``-``.
+
+    Raises OSError, and SourceError as ``decode`` does. Nothing is kept before header and checksum are right, for a
+    source may have no end.
+    """
+    with closing(open_stream(os.fspath(path))) as stream:
+        return _decode(stream, with_memory=True)
 
 
 def state_files(folder: str | os.PathLike[str]) -> list[Path]:

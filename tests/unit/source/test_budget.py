@@ -163,7 +163,7 @@ def test_going_back_and_forth_in_a_compressed_file_ends(tmp_path):
         with pytest.raises(BudgetExceeded, match="again and again") as caught:
             [stream.read_at(at, 1) for at in (7 * MIB, 2 * MIB) * 100]
         assert caught.value.budget == "bytes inflated in all"
-        assert caught.value.found < 17 * MIB
+        assert caught.value.found < 34 * MIB
 
 
 def test_contexts_are_inflated_once_for_each_batch(tmp_path):

@@ -253,6 +253,17 @@ def test_a_core_without_any_state_is_refused():
         read(write_core(linux_notes([(1, b"")])[:-1]))
 
 
+def test_a_second_layout_is_refused():
+    """The last would count for every state, and reading each takes far longer than its bytes."""
+    made = images(Cpu.catalog("zen4"))[0]
+    notes = linux_notes([(1, register_set(made))])
+    layout = CoreNote("LINUX", 0x205, layout_note(made.layout))
+    assert read(write_core([*notes, layout]))[0].image == made
+    with pytest.raises(SourceError, match="a second layout") as caught:
+        read(write_core([*notes, layout, layout]))
+    assert caught.value.offset is not None
+
+
 def test_a_second_state_of_one_thread_is_refused():
     note = linux_notes([(1, register_set(images(Cpu.catalog("zen4"))[0]))])
     with pytest.raises(SourceError, match="a second NT_X86_XSTATE of thread 1"):

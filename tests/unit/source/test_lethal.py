@@ -31,7 +31,16 @@ def registers(layout: Layout = LAYOUT, **values: int) -> Registers:
         ({}, {"fctrl": 0x37E, "fstat": 1}, ["invalid", "SIGFPE"]),
         ({"fstat": 4}, {"fctrl": 0x37B, "fstat": 4}, ["divide-by-zero"]),
         ({"fctrl": 0x37B}, {"fctrl": 0x37B, "fstat": 0x24}, ["divide-by-zero"]),
-        ({"tilecfg": CONFIGURATION}, {"tilecfg": 0}, ["ends a configuration", "SIGILL"]),
+        (
+            {"tilecfg": CONFIGURATION},
+            {"tilecfg": 0},
+            ["tilecfg leaves tmm0 without rows or columns", "SIGILL"],
+        ),
+        (
+            {"tilecfg": CONFIGURATION},
+            {"tilecfg": 1},
+            ["tilecfg leaves tmm0 without rows or columns", "SIGILL"],
+        ),
     ],
 )
 def test_what_ends_a_thread_is_said_with_the_register_first(before, after, said):

@@ -384,6 +384,7 @@ def test_a_full_device_is_an_error_that_names_it():
     with pytest.raises(OSError) as caught:
         write_file("/dev/full", b"state")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+    assert str(caught.value) == "[Errno 28] No space left on device: '/dev/full'"
 
 
 def test_a_terminal_gets_no_state():

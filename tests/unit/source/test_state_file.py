@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gzip
 import hashlib
 import os
 import random
@@ -199,11 +200,22 @@ def test_a_section_that_is_missing_or_there_twice_is_refused(tag):
             decode(resealed(header + body + bytes(32)))
 
 
-def test_a_file_of_another_size_than_any_state_is_not_read(tmp_path):
+def test_a_file_that_is_no_state_is_not_read_further_than_its_beginning(tmp_path):
     with open(tmp_path / "big.fpvso", "wb") as file:
         file.truncate((1 << 28) + 1)
-    with pytest.raises(SourceError, match="at most"):
+    with pytest.raises(SourceError, match="it begins with 0000000000000000"):
         read_state(tmp_path / "big.fpvso")
+
+
+def test_a_source_without_end_is_refused_by_its_first_bytes():
+    with pytest.raises(SourceError, match=r"it begins with|bytes copied"):
+        read_state("/dev/zero")
+
+
+def test_a_state_that_is_compressed_is_read(tmp_path):
+    state = saved(checkpoint=True)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(encode(state)))
+    assert encode(read_state(tmp_path / "a.gz")) == encode(state)
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
