@@ -64,10 +64,10 @@ fetch_guest() {
     debs=$folder/guest.debs
     rm -rf "$debs" "$folder/guest.new"
     mkdir -p "$debs"
-    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
-    [ -n "$kernel" ] || return 1
+    image=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
+    [ -n "$image" ] || return 1
     # shellcheck disable=SC2086
-    (cd "$debs" && apt-get download -qq "$kernel" $GUEST_PACKAGES) >"$folder/apt.log" 2>&1 || return 1
+    (cd "$debs" && apt-get download -qq "$image" $GUEST_PACKAGES) >"$folder/apt.log" 2>&1 || return 1
     unpack "$debs" "$folder/guest"
 }
 
@@ -84,10 +84,10 @@ fetch_later_kernel() {
     # shellcheck disable=SC2086
     apt-get $options update -qq >"$folder/apt.log" 2>&1 || return 1
     # shellcheck disable=SC2086
-    kernel=$(apt-cache $options depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
-    [ -n "$kernel" ] || return 1
+    image=$(apt-cache $options depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
+    [ -n "$image" ] || return 1
     # shellcheck disable=SC2086
-    (cd "$debs" && apt-get $options download -qq "$kernel") >"$folder/apt.log" 2>&1 || return 1
+    (cd "$debs" && apt-get $options download -qq "$image") >"$folder/apt.log" 2>&1 || return 1
     rm -rf "$folder/apt"
     unpack "$debs" "$folder/later"
 }
@@ -178,8 +178,8 @@ if [ ! -d "$folder/guest" ]; then
 fi
 kernel=guest
 if [ "$part" = keys ]; then
-    kernel=later
     [ -d "$folder/later" ] || fetch_later_kernel || cannot "Debian's later kernel cannot be fetched ($(tail -n 1 "$folder/apt.log"))"
+    kernel=later
 fi
 [ -d "$folder/base" ] || make_base
 make_package
