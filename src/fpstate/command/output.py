@@ -89,19 +89,16 @@ class CleanStream:
 
 
 def with_clean_streams(verb: Callable[P, T]) -> Callable[P, T]:
-    """Clean standard output and standard error while a function runs; streams that are closed stay so."""
+    """Clean standard output and standard error, which are there (``standard_streams``), while a function runs."""
 
     @functools.wraps(verb)
     def cleaned(*args: P.args, **options: P.kwargs) -> T:
         before = sys.stdout, sys.stderr
-        within = tuple(stream and cast(TextIO, CleanStream(stream)) for stream in before)
-        sys.stdout, sys.stderr = within
+        sys.stdout, sys.stderr = (cast(TextIO, CleanStream(stream)) for stream in before)
         try:
             return verb(*args, **options)
         finally:
-            # What the verb itself has put in their place, for a stream that was closed, stays.
-            sys.stdout = before[0] if sys.stdout is within[0] else sys.stdout
-            sys.stderr = before[1] if sys.stderr is within[1] else sys.stderr
+            sys.stdout, sys.stderr = before
 
     return cleaned
 

@@ -33,7 +33,7 @@ MAGIC: Final = b"\x93FPVSO\r\n"
 VERSION: Final = 1
 SUFFIX: Final = ".fpvso"
 LONGEST: Final = STATE_LONGEST
-"""Larger files are refused unread."""
+"""Larger files are refused, and read no further than one byte beyond."""
 
 _HEADER: Final = struct.Struct("<8sIIQQ")
 _SECTION: Final = struct.Struct("<4sIQ")
